@@ -1,0 +1,1 @@
+"""Anchors: choose them from labelled images, and precompute all that does not depend on the test image."""

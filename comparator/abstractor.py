@@ -1,0 +1,64 @@
+"""Visual abstractor of the nano comparator: feature maps -> a few visual tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+VARIANCE_FLOOR = 1e-6
+TOKEN_GAIN = 0.13
+"""Initial root mean square of a visual token's entries: that of the decoder's word embeddings."""
+
+
+def cell_statistics(feature_map: Tensor, grid: int) -> Tensor:
+    """Mean and standard deviation of every channel over each cell of a grid, and over the whole map.
+
+    Distortions show in how filters' responses spread as much as in their mean, and more in the early
+    stages than in the final embedding.
+
+    Args:
+        feature_map: [N, C, S, S], S a multiple of `grid`.
+        grid: cells per side.
+
+    Returns:
+        [N, grid * grid + 1, 2 * C] in float32: cells row by row, then the whole map; means, then deviations.
+    """
+    n, c, s, _ = feature_map.shape
+    cells = feature_map.float().reshape(n, c, grid, s // grid, grid, s // grid)
+    mean = cells.mean(dim=(3, 5)).flatten(2)
+    square = cells.square().mean(dim=(3, 5)).flatten(2)
+    # The whole map's moments are the means of its equal cells' moments.
+    mean = torch.cat([mean, mean.mean(dim=2, keepdim=True)], dim=2)
+    square = torch.cat([square, square.mean(dim=2, keepdim=True)], dim=2)
+    deviation = (square - mean.square()).clamp_min(VARIANCE_FLOOR).sqrt()
+    return torch.cat([mean, deviation], dim=1).transpose(1, 2)
+
+
+class VisualAbstractor(nn.Module):
+    """Maps the cells' statistics of all stages to visual tokens [N, grid * grid + 1, D]."""
+
+    def __init__(self, channels: Sequence[int], grid: int, width: int) -> None:
+        super().__init__()
+        features = 2 * sum(channels)
+        tokens = grid * grid + 1
+        self.grid = grid
+        self.register_buffer("feature_mean", torch.zeros(tokens, features))
+        self.register_buffer("feature_scale", torch.ones(tokens, features))
+        self.project = nn.Linear(features, width)
+        self.mix = nn.Linear(width, width)
+        self.position = nn.Parameter(torch.zeros(tokens, width))
+        self.norm = nn.LayerNorm(width)
+        nn.init.constant_(self.norm.weight, TOKEN_GAIN)
+
+    @torch.no_grad()
+    def calibrate(self, statistics: Tensor) -> None:
+        """Sets the standardisation of the features from a sample of images, [N, tokens, features]."""
+        self.feature_mean.copy_(statistics.mean(dim=0))
+        self.feature_scale.copy_(1 / statistics.std(dim=0).clamp_min(1e-3))
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        standard = ((statistics - self.feature_mean) * self.feature_scale).clamp(-8, 8)
+        hidden = self.project(standard) + self.position
+        return self.norm(hidden + self.mix(nn.functional.gelu(hidden)))

@@ -1,0 +1,160 @@
+"""The nano comparator: EfficientNet-Lite2, an abstractor of cell statistics, the first layers of SmolLM2-135M.
+
+A real small member of the family of the published comparator, small enough to ship inside the package.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compare2score.comparator.abstractor import VisualAbstractor, cell_statistics
+from compare2score.comparator.decoder import ComparisonDecoder, DecoderConfig
+from compare2score.comparator.efficientnet_lite import (
+    LITE2_STAGES,
+    LITE2_STEM_CHANNELS,
+    EfficientNetLite,
+    Stage,
+)
+from compare2score.comparator.prompt import LEVEL_WEIGHTS, LEVELS, QUESTION, text_chunks
+from compare2score.errors import CheckpointError
+from compare2score.image import ImageSpec
+
+ARCHITECTURE = "compare2score-nano"
+FIRST_ABSTRACTED_STAGE = 1
+"""Stages from this one on (strides 4 to 32) feed the abstractor."""
+
+
+def default_image_spec(size: int = 384) -> ImageSpec:
+    """EfficientNet-Lite's normalisation, (255 x - 127) / 128; padding of that grey."""
+    return ImageSpec(size=size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, pad_color=(127,) * 3)
+
+
+@dataclass(frozen=True)
+class NanoConfig:
+    """Everything that rebuilds a nano comparator around its weights."""
+
+    decoder: DecoderConfig
+    prompt_ids: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    """Token ids of the question's text before, between and after its two images."""
+    level_ids: tuple[int, ...]
+    """Token ids of the five level words, in the order of `levels`."""
+    image: ImageSpec = field(default_factory=default_image_spec)
+    stem_channels: int = LITE2_STEM_CHANNELS
+    stages: tuple[Stage, ...] = LITE2_STAGES
+    grid: int = 2
+    question: str = QUESTION
+    levels: tuple[str, ...] = LEVELS
+    level_weights: tuple[float, ...] = LEVEL_WEIGHTS
+    temperature: float = 1.0
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values; `from_json` reads them back."""
+        return {"architecture": ARCHITECTURE, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, object]) -> NanoConfig:
+        """Rebuilds a config; raises KeyError or TypeError where a value is missing or unknown."""
+        known = dict(values)
+        known.pop("architecture", None)
+        known["decoder"] = DecoderConfig(**known["decoder"])  # type: ignore[arg-type]
+        known["image"] = ImageSpec.from_json(known["image"])  # type: ignore[arg-type]
+        known["stages"] = tuple(Stage(**stage) for stage in known["stages"])  # type: ignore[attr-defined]
+        known["prompt_ids"] = tuple(tuple(ids) for ids in known["prompt_ids"])  # type: ignore[attr-defined]
+        for name in ("level_ids", "levels", "level_weights"):
+            known[name] = tuple(known[name])  # type: ignore[arg-type]
+        return cls(**known)  # type: ignore[arg-type]
+
+
+class NanoComparator(nn.Module):
+    """Torch comparator: `encode`, `prefix`, `compare`, the same three calls as a runtime backend."""
+
+    def __init__(self, config: NanoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = EfficientNetLite(config.stem_channels, config.stages)
+        channels = [stage.channels for stage in config.stages[FIRST_ABSTRACTED_STAGE:]]
+        self.abstractor = VisualAbstractor(channels, config.grid, config.decoder.width)
+        first, second, closing = (len(ids) for ids in config.prompt_ids)
+        self.decoder = ComparisonDecoder(config.decoder, (first, second, closing), config.grid**2 + 1)
+
+    def run_frozen(self, pixel_values: Tensor, stages: int) -> tuple[Tensor, Tensor]:
+        """Runs the encoder's first `stages` stages, which training may keep frozen and cache.
+
+        Returns the last one's feature map [N, C, S', S'] and the cell statistics
+        [N, cells + 1, features] of all that feed the abstractor.
+        """
+        x = self.encoder.run_stem(pixel_values)
+        statistics = []
+        for i, blocks in enumerate(self.encoder.stages[:stages]):
+            x = blocks(x)
+            if i >= FIRST_ABSTRACTED_STAGE:
+                statistics.append(cell_statistics(x, self.config.grid))
+        return x, torch.cat(statistics, dim=-1)
+
+    def statistics_from(self, feature_map: Tensor, statistics: Tensor, stages: int) -> Tensor:
+        """Runs the stages after the first `stages`; returns the statistics of all, the abstractor's input."""
+        maps = self.encoder.continue_from(feature_map, stages)
+        later = [cell_statistics(feature_map, self.config.grid) for feature_map in maps]
+        return torch.cat([statistics, *later], dim=-1)
+
+    def encode_from(self, feature_map: Tensor, statistics: Tensor, stages: int) -> Tensor:
+        """Visual tokens [N, T, D] from what `run_frozen` returned for the same `stages`."""
+        return self.abstractor(self.statistics_from(feature_map, statistics, stages))  # type: ignore[no-any-return]
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Visual tokens [N, T, D] of preprocessed images [N, 3, S, S]."""
+        stages = len(self.encoder.stages) - 1
+        return self.encode_from(*self.run_frozen(pixel_values, stages), stages)
+
+    def prefix(self, visual_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [A, layers, kv_heads, length, head_width] of first images' tokens [A, T, D]."""
+        return self.decoder.prefix(visual_tokens)
+
+    def compare(self, visual_tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Level logits [N, A, 5] of second images' tokens [N, T, D] against A prefixes."""
+        return self.decoder(visual_tokens, keys, values)  # type: ignore[no-any-return]
+
+    def save(self, folder: Path) -> None:
+        """Writes `config.json` and `model.safetensors` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(self.config.to_json(), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> NanoComparator:
+        """Reads what `save` wrote. Raises CheckpointError, naming what does not fit."""
+        try:
+            values = json.loads((folder / "config.json").read_text())
+            model = cls(NanoConfig.from_json(values))
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{folder} is not a whole nano checkpoint ({reason}); train it again."
+            ) from error
+        return model.eval()
+
+
+def prompt_token_ids(
+    tokenize: object, question: str = QUESTION, levels: tuple[str, ...] = LEVELS
+) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Token ids of the prompt's three texts and of the level words' first tokens.
+
+    `tokenize(text) -> list of ids` is the decoder's own tokenizer, without special tokens. A level word is
+    read after "... image is", so it is tokenised with its leading space.
+
+    Raises CheckpointError if two level words begin with the same token.
+    """
+    texts = tuple(tuple(tokenize(chunk)) for chunk in text_chunks(question))  # type: ignore[operator]
+    level_ids = tuple(tokenize(f" {level}")[0] for level in levels)  # type: ignore[operator]
+    if len(set(level_ids)) < len(level_ids):
+        raise CheckpointError(
+            f"Two of the level words {levels} begin with the same token; choose other words."
+        )
+    return texts, level_ids

@@ -1,0 +1,1 @@
+"""From a torch comparator to a bundle's graphs."""

@@ -1,0 +1,221 @@
+"""The bundle: a folder that holds a comparator ready to run.
+
+`manifest.json`, the graphs `vision.onnx`, `prefix.onnx`, `decoder.onnx`, and `anchors.safetensors`;
+docs/bundle.md describes the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from compare2score.backends import Floats, Prefix
+from compare2score.errors import BundleError
+from compare2score.image import ImageSpec
+
+FORMAT_VERSION = 1
+GRAPHS = ("vision", "prefix", "decoder")
+MANIFEST = "manifest.json"
+ANCHORS = "anchors.safetensors"
+EMBEDDED = Path(__file__).parent / "bundles" / "nano"
+"""The bundle inside the package."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """What the runtime keeps of A anchor images: no photographs.
+
+    Attributes:
+        names: where each came from, [A], for people.
+        matrix: preference matrix [A, A] float64, entry (i, j) = P(i preferred over j).
+        visual_tokens: [A, T, D] float32.
+        prefix: the decoder's keys and values of each.
+    """
+
+    names: tuple[str, ...]
+    matrix: NDArray[np.float64]
+    visual_tokens: Floats
+    prefix: Prefix
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says of a comparator, but for the anchors and the files' hashes.
+
+    Attributes:
+        model: the comparator's name.
+        precision: of the graphs, e.g. "float32" or "int8".
+        image: preprocessing.
+        prompt: the question, with its two image places.
+        levels: level words, from lowest to highest.
+        level_weights: contribution of each level's probability to the preference.
+        temperature: divides the level logits.
+        images_per_call: how many images a graph may take at once without one changing another's result;
+            None for any number. Dynamic quantisation scales activations by a call's largest, so it is 1 there.
+        notes: free text values for people (training data, drift, licences).
+    """
+
+    model: str
+    precision: str
+    image: ImageSpec
+    prompt: str
+    levels: tuple[str, ...]
+    level_weights: tuple[float, ...]
+    temperature: float
+    images_per_call: int | None
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """An opened bundle whose files are whole. `anchors` is None until they are built."""
+
+    path: Path
+    manifest: Manifest
+    anchors: Anchors | None
+    identity: str
+    """SHA-256 of the manifest, which holds every file's: equal for equal bundles."""
+
+    def graph(self, name: str) -> Path:
+        """Path of one of GRAPHS."""
+        return self.path / f"{name}.onnx"
+
+
+def open_bundle(path: str | Path | None = None) -> Bundle:
+    """Opens a bundle folder, the embedded one if `path` is None, and checks every file's hash.
+
+    Raises BundleError if the folder is no bundle, is truncated or altered, or has another format version.
+    """
+    folder = EMBEDDED if path is None else Path(path)
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{folder} is no bundle: its {MANIFEST} cannot be read; give a bundle folder."
+        ) from error
+    try:
+        values = json.loads(raw)
+    except ValueError as error:
+        raise BundleError(f"{folder / MANIFEST} is not JSON; export the bundle again.") from error
+    if not isinstance(values, dict):
+        raise BundleError(f"{folder / MANIFEST} is no JSON object; export the bundle again.")
+    if values.get("format") != FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format {values.get('format')!r}, this version reads {FORMAT_VERSION}; "
+            "export it again or install the version that wrote it."
+        )
+    try:
+        check_files(folder, values["files"], anchors=values["anchors"] is not None)
+        manifest = read_manifest(values)
+        anchors = None if values["anchors"] is None else read_anchors(folder, values["anchors"])
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise BundleError(
+            f"{folder} has an incomplete manifest ({reason}); export the bundle again."
+        ) from error
+    return Bundle(folder, manifest, anchors, hashlib.sha256(raw).hexdigest())
+
+
+def read_manifest(values: dict[str, Any]) -> Manifest:
+    """Reads the comparator's part of a manifest. Raises KeyError, TypeError, ValueError or BundleError."""
+    known = {field.name: values[field.name] for field in fields(Manifest)}
+    known["image"] = ImageSpec.from_json(known["image"])
+    known["levels"] = tuple(str(level) for level in known["levels"])
+    known["level_weights"] = tuple(float(weight) for weight in known["level_weights"])
+    known["temperature"] = float(known["temperature"])
+    if not len(known["levels"]) == len(known["level_weights"]) > 1:
+        raise ValueError("levels and level_weights differ in number")
+    if not known["temperature"] > 0:
+        raise ValueError("temperature is not above 0")
+    return Manifest(**known)
+
+
+def read_anchors(folder: Path, values: dict[str, Any]) -> Anchors:
+    """Reads the anchors' tensors. Raises KeyError, TypeError, ValueError or SafetensorError."""
+    tensors = load_file(folder / ANCHORS)
+    names = tuple(str(name) for name in values["names"])
+    matrix = np.array(values["matrix"], dtype=np.float64)
+    if matrix.shape != (len(names), len(names)) or not ((matrix >= 0) & (matrix <= 1)).all():
+        raise ValueError("the anchors' preference matrix does not fit their number")
+    prefix = Prefix(tensors["keys"], tensors["values"])
+    if not len(tensors["visual_tokens"]) == len(prefix.keys) == len(prefix.values) == len(names):
+        raise ValueError("the anchors' tensors do not fit their number")
+    return Anchors(names, matrix, tensors["visual_tokens"], prefix)
+
+
+def check_files(folder: Path, files: dict[str, Any], anchors: bool) -> None:
+    """Compares every listed file with its size and hash. Raises BundleError for the first that differs."""
+    needed = {f"{graph}.onnx" for graph in GRAPHS} | ({ANCHORS} if anchors else set())
+    for name in sorted(needed - set(files)):
+        raise BundleError(f"The manifest of {folder} does not list {name}; export the bundle again.")
+    for name, record in files.items():
+        # A name with a folder in it could lead out of the bundle.
+        if PurePath(name).name != name:
+            raise BundleError(
+                f"The manifest of {folder} lists {name!r}, which is no plain file name; do not use it."
+            )
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; copy the whole bundle again.")
+        if path.stat().st_size != record["bytes"]:
+            raise BundleError(f"{path} is truncated or of another size; copy the whole bundle again.")
+        if file_hash(path) != record["sha256"]:
+            raise BundleError(
+                f"{path} was altered: its SHA-256 is not the manifest's; copy the whole bundle again."
+            )
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_bundle(folder: Path, manifest: Manifest, graphs: Path, anchors: Anchors | None) -> Bundle:
+    """Writes a bundle and opens it again.
+
+    Args:
+        folder: where; it must not exist yet. It appears whole or not at all.
+        manifest: what it says of itself.
+        graphs: a folder (another bundle, say) whose files are taken, but for its manifest and anchors.
+        anchors: what to keep of the anchors, or None to build them later.
+
+    Raises:
+        BundleError: `folder` exists already.
+    """
+    if folder.exists():
+        raise BundleError(f"{folder} exists already; choose another folder or remove it first.")
+    aside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for source in sorted(path for path in graphs.iterdir() if path.is_file()):
+        if source.name not in (MANIFEST, ANCHORS):
+            shutil.copyfile(source, aside / source.name)
+    if anchors is not None:
+        tensors = {"visual_tokens": anchors.visual_tokens, **anchors.prefix._asdict()}
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, aside / ANCHORS)
+    values = {
+        "format": FORMAT_VERSION,
+        **asdict(manifest),
+        "image": manifest.image.to_json(),
+        "anchors": anchors and {"names": anchors.names, "matrix": anchors.matrix.tolist()},
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+            for path in sorted(aside.iterdir())
+        },
+    }
+    (aside / MANIFEST).write_text(json.dumps(values, indent=1) + "\n")
+    aside.rename(folder)
+    return open_bundle(folder)

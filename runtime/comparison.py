@@ -1,0 +1,65 @@
+"""Soft comparison: level logits -> comparison probabilities -> preference matrix (arXiv 2405.19298, Section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
+
+
+def level_probabilities(level_logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
+    """Softmax of level logits [..., levels] divided by the temperature (100 in the published comparator)."""
+    return np.asarray(softmax(np.asarray(level_logits, dtype=np.float64) / temperature, axis=-1))
+
+
+def comparison_probability(
+    level_logits: ArrayLike, weights: Sequence[float], temperature: float
+) -> NDArray[np.float64]:
+    """P(second image preferred over first): the levels' softmax, weighted.
+
+    Args:
+        level_logits: [..., 5], from "inferior" to "superior".
+        weights: what each level contributes, [5], in [0, 1].
+        temperature: divides the logits before the softmax.
+
+    Returns:
+        [...] in [0, 1].
+    """
+    return np.asarray(level_probabilities(level_logits, temperature) @ np.asarray(weights, dtype=np.float64))
+
+
+def symmetric_preference_matrix(probabilities: ArrayLike) -> NDArray[np.float64]:
+    """Preference matrix of n images from all ordered comparisons among them.
+
+    Args:
+        probabilities: [n, n], entry (i, j) = P(i preferred over j) when j comes first and i second.
+
+    Returns:
+        [n, n] with both orders averaged, so that C_ij + C_ji = 1, and 0.5 on the diagonal.
+    """
+    second_wins = np.asarray(probabilities, dtype=np.float64)
+    matrix = (second_wins + 1 - second_wins.T) / 2
+    np.fill_diagonal(matrix, 0.5)
+    return matrix
+
+
+def extend_preference_matrix(anchor_matrix: ArrayLike, probabilities: ArrayLike) -> NDArray[np.float64]:
+    """Adds the test image, last, to the anchors' preference matrix.
+
+    Args:
+        anchor_matrix: [n, n], entry (i, j) = P(anchor i preferred over anchor j).
+        probabilities: [..., n], P(test image preferred over each anchor).
+
+    Returns:
+        [..., n + 1, n + 1].
+    """
+    row = np.asarray(probabilities, dtype=np.float64)
+    anchors = np.asarray(anchor_matrix, dtype=np.float64)
+    n = anchors.shape[-1]
+    matrix = np.full((*row.shape[:-1], n + 1, n + 1), 0.5)
+    matrix[..., :n, :n] = anchors
+    matrix[..., n, :n] = row
+    matrix[..., :n, n] = 1 - row
+    return matrix

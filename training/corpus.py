@@ -1,0 +1,97 @@
+"""What a comparator is trained on: labelled tables and distorted photographs, as one list of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compare2score.image import load_image
+from compare2score.training.distortions import STRENGTHS, distort, split_photographs, versions_of
+from compare2score.training.labels import LabelTable, read_labels
+
+SYNTHETIC_STD = 0.6
+"""Deviation of a distortion strength as a label: neighbouring strengths of different types may swap."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of the corpus: a file, and what is done to it before it is preprocessed."""
+
+    path: Path
+    distortion: str = ""
+    strength: int = 0
+    seed: int = 0
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """RGB pixels [H, W, 3]. Raises ImageError if the file cannot be read."""
+        return distort(load_image(self.path), self.distortion, self.strength, self.seed)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images that may be compared with each other: those of one table and one split.
+
+    `mos` and `std` are float64 [N]; `items` index the corpus, [N].
+    """
+
+    name: str
+    split: str
+    items: NDArray[np.intp]
+    mos: NDArray[np.float64]
+    std: NDArray[np.float64]
+    has_std: bool
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All images, and the parts they belong to."""
+
+    items: tuple[Item, ...]
+    parts: tuple[Part, ...]
+
+    def split(self, name: str) -> tuple[Part, ...]:
+        """The parts of one split ("train", "val")."""
+        return tuple(part for part in self.parts if part.split == name)
+
+
+def read_corpus(tables: list[Path], photographs: list[Path], seed: int) -> Corpus:
+    """Reads label tables (train and val rows) and folders of clean photographs (train only).
+
+    A photograph's versions are labelled by -strength, the clean one by 0, whatever the content: a clean
+    photograph is better than another one's distorted version, too.
+
+    Args:
+        tables: folders that hold a `labels.csv`, or label files.
+        photographs: folders of undistorted photographs; every sixth one is held out.
+        seed: of the distortions.
+
+    Raises:
+        LabelError: a table cannot be used.
+    """
+    items: list[Item] = []
+    parts: list[Part] = []
+
+    def add(name: str, split: str, new: list[Item], labels: LabelTable | None = None) -> None:
+        index = np.arange(len(items), len(items) + len(new))
+        items.extend(new)
+        if labels is None:
+            mos = np.array([-float(item.strength) * (4 / STRENGTHS) for item in new])
+            parts.append(Part(name, split, index, mos, np.full(len(new), SYNTHETIC_STD), False))
+        else:
+            parts.append(Part(name, split, index, labels.mos, labels.std, labels.has_std))
+
+    for table in tables:
+        for split in ("train", "val"):
+            labels = read_labels(table / "labels.csv" if table.is_dir() else table, split=split)
+            add(labels.name, split, [Item(labels.root / image) for image in labels.images], labels)
+    for folder in photographs:
+        versions = [
+            Item(path, name, strength, seed=seed + i)
+            for i, path in enumerate(split_photographs(folder)[0])
+            for name, strength in versions_of(i, seed)
+        ]
+        add(folder.name, "train", versions)
+    return Corpus(tuple(items), tuple(parts))

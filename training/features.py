@@ -1,0 +1,100 @@
+"""Cache of what the encoder's frozen stages make of every image, so that training never runs them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from compare2score.comparator.nano import NanoComparator
+from compare2score.image import fit_square, normalize
+from compare2score.training.corpus import Corpus, Item
+
+BATCH = 16
+VARIANTS = 2
+"""Every image as it is, and mirrored: quality has no left and right."""
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """Outputs of the encoder's first `stages` stages for the corpus, on disk.
+
+    `maps` is float16 [variants, N, S', S', C], `statistics` float32 [variants, N, cells + 1, features].
+    """
+
+    stages: int
+    maps: NDArray[np.float16]
+    statistics: NDArray[np.float32]
+
+    def of(
+        self, items: NDArray[np.intp], variants: NDArray[np.intp], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Feature maps [B, C, S', S'] (channels last in memory) and statistics of some items."""
+        maps = torch.from_numpy(np.ascontiguousarray(self.maps[variants, items])).to(device)
+        statistics = torch.from_numpy(np.ascontiguousarray(self.statistics[variants, items])).to(device)
+        return maps.permute(0, 3, 1, 2), statistics
+
+
+def fingerprint(model: NanoComparator, corpus: Corpus, stages: int) -> str:
+    """Hash of everything the cache depends on: images, distortions, image spec, frozen weights."""
+    digest = hashlib.sha256(json.dumps([asdict(model.config.image), stages, VARIANTS]).encode())
+    for item in corpus.items:
+        size = item.path.stat().st_size if item.path.exists() else -1
+        digest.update(repr((str(item.path), size, item.distortion, item.strength, item.seed)).encode())
+    for module in (model.encoder.stem, *model.encoder.stages[:stages]):
+        for value in module.state_dict().values():
+            digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def pixel_batch(items: tuple[Item, ...], model: NanoComparator) -> Tensor:
+    """Preprocessed images [B, 3, S, S]."""
+    spec = model.config.image
+    return torch.from_numpy(np.stack([normalize(fit_square(item.pixels(), spec), spec) for item in items]))
+
+
+def cached_features(model: NanoComparator, corpus: Corpus, stages: int, folder: Path) -> FrozenFeatures:
+    """Opens the cache in `folder`, or fills it; a killed run goes on where it was.
+
+    Raises ImageError if an image of the corpus cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    key = fingerprint(model, corpus, stages)
+    record = folder / "features.json"
+    done = 0
+    if record.exists():
+        state = json.loads(record.read_text())
+        done = int(state["done"]) if state["key"] == key else 0
+    count = len(corpus.items)
+    with torch.inference_mode():
+        feature_map, statistics = model.run_frozen(pixel_batch(corpus.items[:1], model), stages)
+    shapes = (
+        (VARIANTS, count, *feature_map.shape[2:], feature_map.shape[1]),
+        (VARIANTS, count, *statistics.shape[1:]),
+    )
+    kinds = (np.dtype(np.float16), np.dtype(np.float32))
+    arrays = []
+    for name, shape, kind in zip(("maps", "statistics"), shapes, kinds, strict=True):
+        mode = "r+" if done else "w+"
+        arrays.append(np.lib.format.open_memmap(folder / f"{name}.npy", mode=mode, dtype=kind, shape=shape))
+    maps, values = arrays
+    for start in track(range(done, count, BATCH), description="Caching features", disable=done >= count):
+        items = corpus.items[start : start + BATCH]
+        pixels = pixel_batch(items, model)
+        for variant, view in enumerate((pixels, pixels.flip(-1))):
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                feature_map, statistics = model.run_frozen(view, stages)
+            maps[variant, start : start + len(items)] = feature_map.permute(0, 2, 3, 1).float().numpy()
+            values[variant, start : start + len(items)] = statistics.numpy()
+        if (start // BATCH) % 20 == 19 or start + BATCH >= count:
+            maps.flush()
+            values.flush()
+            record.write_text(json.dumps({"key": key, "done": min(start + BATCH, count)}))
+    return FrozenFeatures(stages, maps, values)

@@ -1,0 +1,228 @@
+"""Fine-tunes a nano comparator on comparisons: cross entropy on the level tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from compare2score.anchors.select import select_anchors
+from compare2score.comparator.nano import NanoComparator
+from compare2score.comparison import (
+    comparison_probability,
+    extend_preference_matrix,
+    symmetric_preference_matrix,
+)
+from compare2score.errors import CheckpointError
+from compare2score.thurstone import map_estimate
+from compare2score.training.batches import PairBatch, epoch_batches, pair_batch
+from compare2score.training.corpus import Corpus, Part
+from compare2score.training.features import FrozenFeatures
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a training run beside its data."""
+
+    epochs: int = 12
+    batch: int = 16
+    partners: int = 4
+    frozen_stages: int = 3
+    encoder_rate: float = 2e-4
+    abstractor_rate: float = 5e-4
+    decoder_rate: float = 1e-4
+    weight_decay: float = 0.02
+    clip: float = 1.0
+    warmup: float = 0.06
+    seed: int = 0
+
+
+class Finetuner:
+    """Trains `model` in `folder`: checkpoint after every epoch, log as JSON lines, learning curve as PNG."""
+
+    def __init__(
+        self, model: NanoComparator, corpus: Corpus, features: FrozenFeatures, recipe: Recipe, folder: Path
+    ) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device)
+        self.corpus, self.features, self.recipe, self.folder = corpus, features, recipe, folder
+        self.train_parts = corpus.split("train")
+        self.steps_per_epoch = sum(len(part.mos) // recipe.batch for part in self.train_parts)
+        self.optimizer = torch.optim.AdamW(self.parameter_groups(), weight_decay=recipe.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
+        self.epoch = 0
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trained part of the encoder, the abstractor and the decoder, each with its learning rate."""
+        model, recipe = self.model, self.recipe
+        model.encoder.requires_grad_(False)
+        for stage in model.encoder.stages[recipe.frozen_stages :]:
+            for name, parameter in stage.named_parameters():
+                parameter.requires_grad_(not name.endswith("depthwise.weight"))
+        modules = (
+            (model.encoder, recipe.encoder_rate),
+            (model.abstractor, recipe.abstractor_rate),
+            (model.decoder, recipe.decoder_rate),
+        )
+        return [{"params": [p for p in m.parameters() if p.requires_grad], "lr": rate} for m, rate in modules]
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then cosine decay to zero, as a factor."""
+        total = max(1, self.recipe.epochs * self.steps_per_epoch)
+        warmup = max(1, round(self.recipe.warmup * total))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    def tokens(self, items: np.ndarray, variants: np.ndarray) -> Tensor:
+        """Visual tokens [B, T, D] of corpus items, from their cached features."""
+        maps, statistics = self.features.of(items, variants, self.device)
+        return self.model.encode_from(maps.to(torch.bfloat16), statistics, self.features.stages)
+
+    def loss(self, batch: PairBatch, variants: np.ndarray) -> Tensor:
+        """Cross entropy of the level logits against the batch's targets."""
+        with torch.autocast(self.device.type, torch.bfloat16):
+            tokens = self.tokens(batch.items, variants)
+            keys, values = self.model.prefix(tokens)
+            pairs = (
+                torch.from_numpy(batch.first).to(self.device),
+                torch.from_numpy(batch.second).to(self.device),
+            )
+            logits = self.model.decoder(tokens, keys, values, pairs)
+        scaled = logits.float() / self.model.config.temperature
+        return nn.functional.cross_entropy(scaled, torch.from_numpy(batch.targets).to(self.device))
+
+    def run(self) -> None:
+        """Trains the epochs that are left; each ends with validation, a log line and a checkpoint."""
+        while self.epoch < self.recipe.epochs:
+            self.model.train()
+            generator = np.random.default_rng([self.recipe.seed, self.epoch, 1])
+            batches = epoch_batches(
+                self.train_parts, self.recipe.batch, self.recipe.partners, self.recipe.seed, self.epoch
+            )
+            losses = []
+            label = f"Epoch {self.epoch + 1}/{self.recipe.epochs}"
+            for batch in track(batches, description=label, total=self.steps_per_epoch):
+                variants = generator.integers(0, self.features.maps.shape[0], len(batch.items))
+                loss = self.loss(batch, variants)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+                self.optimizer.step()
+                self.schedule.step()
+                losses.append(loss.item())
+            self.epoch += 1
+            self.record({"epoch": self.epoch, "train_loss": float(np.mean(losses)), **self.validate()})
+            self.save()
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float]:
+        """Validation loss, and SRCC of the MAP scores against five anchors of the same table."""
+        self.model.eval()
+        results: dict[str, float] = {}
+        losses = []
+        for part in self.corpus.split("val"):
+            generator = np.random.default_rng(0)
+            members = np.arange(len(part.mos) // 16 * 16).reshape(-1, 16)
+            for chunk in members:
+                batch = pair_batch(part, chunk, self.recipe.partners, generator)
+                losses.append(self.loss(batch, np.zeros(len(chunk), dtype=np.intp)).item())
+            source = next(p for p in self.train_parts if p.name == part.name)
+            q = self.scores(part, source)
+            results[f"val_srcc_{part.name}"] = float(spearmanr(q, part.mos).statistic)
+        results["val_loss"] = float(np.mean(losses)) if losses else float("nan")
+        return results
+
+    def scores(self, part: Part, source: Part) -> np.ndarray:
+        """MAP estimates q [N] of a part's images, with anchors chosen from `source`."""
+        anchors = select_anchors(source.mos, source.std if source.has_std else None)
+        config = self.model.config
+
+        def tokens(items: np.ndarray) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                chunks = [
+                    self.tokens(items[i : i + 16], np.zeros(len(items[i : i + 16]), dtype=np.intp))
+                    for i in range(0, len(items), 16)
+                ]
+            return torch.cat(chunks)
+
+        def probabilities(second: Tensor) -> np.ndarray:
+            logits = torch.cat([self.model.compare(chunk, keys, values) for chunk in second.split(32)])
+            return comparison_probability(logits.cpu().numpy(), config.level_weights, config.temperature)
+
+        anchor_tokens = tokens(source.items[anchors])
+        keys, values = self.model.prefix(anchor_tokens)
+        matrix = symmetric_preference_matrix(probabilities(anchor_tokens))
+        return map_estimate(extend_preference_matrix(matrix, probabilities(tokens(part.items)))).q[:, -1]
+
+    def record(self, row: dict[str, float]) -> None:
+        """Appends a row to `log.jsonl`, prints it, and draws the learning curves anew."""
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+        plot_log(self.folder)
+
+    def save(self) -> None:
+        """Writes the checkpoint and the state to resume from, aside first, so that a kill loses an epoch at most."""
+        self.model.save(self.folder / "checkpoint")
+        state = {
+            "epoch": self.epoch,
+            "recipe": asdict(self.recipe),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        aside = self.folder / "state.pt.part"
+        torch.save(state, aside)
+        aside.replace(self.folder / "state.pt")
+
+    def resume(self) -> None:
+        """Goes on from the folder's last whole epoch, if it has one.
+
+        Raises CheckpointError if that run had another recipe.
+        """
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            raise CheckpointError(
+                f"{self.folder} holds a run of another recipe; choose another --out folder."
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.epoch = state["epoch"]
+
+
+def plot_log(folder: Path) -> None:
+    """Draws `log.jsonl` as `log.png`: losses left, validation SRCC right."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    for name in ("train_loss", "val_loss"):
+        left.plot(epochs, [row[name] for row in rows], marker="o", label=name)
+    for name in sorted(set().union(*rows)):
+        if name.startswith("val_srcc_"):
+            right.plot(
+                epochs, [row.get(name) for row in rows], marker="o", label=name.removeprefix("val_srcc_")
+            )
+    left.set(xlabel="epoch", ylabel="cross entropy")
+    right.set(xlabel="epoch", ylabel="validation SRCC")
+    left.legend()
+    right.legend()
+    figure.savefig(folder / "log.png", dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,67 @@
+"""The nano comparator's training as one call: corpus, cached features, fine-tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compare2score.comparator.decoder import Comparison
+from compare2score.comparator.nano import NanoComparator
+from compare2score.training.corpus import read_corpus
+from compare2score.training.features import FrozenFeatures, cached_features
+from compare2score.training.finetune import Finetuner, Recipe
+from compare2score.training.pretrained import pretrained_nano
+
+CALIBRATION_IMAGES = 512
+"""Images, evenly over the corpus, whose statistics standardise the abstractor's input."""
+
+
+def train_nano(
+    tables: list[Path],
+    photographs: list[Path],
+    out: Path,
+    recipe: Recipe,
+    size: int = 384,
+    layers: int = 4,
+    comparison: Comparison = "late",
+) -> Path:
+    """Trains a nano comparator, or goes on with a run that was interrupted.
+
+    Args:
+        tables: folders with a `labels.csv` (or label files) whose rows have a split "train" and "val".
+        photographs: folders of clean photographs to distort.
+        out: the run's folder: `features/` (cache), `log.jsonl`, `log.png`, `state.pt`, `checkpoint/`.
+        recipe: epochs, rates, batch, seed.
+        size: side of the input square in pixels.
+        layers: decoder layers kept.
+        comparison: "late" or "causal".
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        LabelError, ImageError, CheckpointError: in one sentence each.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    corpus = read_corpus(tables, photographs, recipe.seed)
+    model = pretrained_nano(layers, size, comparison)
+    features = cached_features(model, corpus, recipe.frozen_stages, out / "features")
+    calibrate_abstractor(model, features)
+    finetuner = Finetuner(model, corpus, features, recipe, out)
+    finetuner.resume()
+    finetuner.run()
+    return out / "checkpoint"
+
+
+@torch.no_grad()
+def calibrate_abstractor(model: NanoComparator, features: FrozenFeatures) -> None:
+    """Standardises the abstractor's input by what the untrained encoder shows on a sample of the corpus."""
+    items = np.unique(np.linspace(0, features.maps.shape[1] - 1, CALIBRATION_IMAGES).astype(np.intp))
+    rows = []
+    for chunk in np.array_split(items, max(1, len(items) // 16)):
+        maps, statistics = features.of(chunk, np.zeros(len(chunk), dtype=np.intp), torch.device("cpu"))
+        rows.append(model.statistics_from(maps.float(), statistics, features.stages))
+    model.abstractor.calibrate(torch.cat(rows))

