@@ -211,13 +211,14 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> npt.NDArray[np.ui
         _check_size(tile_width, tile_height, name, max_pixels)
     if 50706 in tags or (isinstance(subfile, int) and subfile & 1):
         # What a DNG shows to a plain TIFF reader is its preview.
-        raise ImageError("unsupported", f"{name} is a raw photograph; develop it to a JPEG or PNG first.")
+        text = f"{name} opens with a preview, as raw photographs do; develop it to a JPEG or PNG first."
+        raise ImageError("unsupported", text)
     image.load()
     try:
         pixels = _rgb(image)
-    except ValueError as error:
-        text = f"{name} has pixels of a kind that is not read (mode {image.mode}); convert it to 8-bit RGB."
-        raise ImageError("unsupported", text) from error
+    except Exception as error:
+        text = f"has pixels of a kind that is not read (mode {image.mode}); convert it to 8-bit RGB."
+        raise ImageError(*_explain(error, "unsupported", name, text)) from error
     try:
         orientation = image.getexif().get(0x0112)
     except Exception:

@@ -83,9 +83,9 @@ def map_estimate(matrix: ArrayLike, link: Link = "probit") -> MapEstimate:
         return _solve_one(preference, link)
     # Problems run along the last axis, so that every operation on them is one long vector operation.
     by_problem = np.ascontiguousarray(preference.reshape(preference.size // n**2, n**2).T)
-    q, std, iterations = np.empty((by_problem.shape[1], n)), np.empty((by_problem.shape[1], n)), 0
-    width = max(1, _CHUNK // n**2)
-    for begin in range(0, len(q), width):
+    batch, width, iterations = by_problem.shape[1], max(1, _CHUNK // n**2), 0
+    q, std = np.empty((batch, n)), np.empty((batch, n))
+    for begin in range(0, batch, width):
         chunk = slice(begin, begin + width)
         q_chunk, std_chunk, used = _solve_chunk(by_problem[:, chunk], n, link)
         q[chunk], std[chunk], iterations = q_chunk.T, std_chunk.T, max(iterations, used)
@@ -95,8 +95,8 @@ def map_estimate(matrix: ArrayLike, link: Link = "probit") -> MapEstimate:
 def prior_percentile(q: ArrayLike) -> Array:
     """100 * Phi(q): the share of the standard normal prior that lies below q, 0-100, shaped as q.
 
-    Strictly increasing wherever MAP estimates lie (float64 tells neighbours apart far beyond |q| = 5),
-    so that images outside the anchors' range still get different numbers.
+    Differences of 1e-9 in q stay visible up to |q| = 5, far beyond what five anchors can give, so that
+    images outside the anchors' range still get different numbers.
     """
     return np.asarray(100.0 * ndtr(np.asarray(q, dtype=np.float64)))
 
@@ -158,7 +158,7 @@ def _probit_terms(x: Array, preference: Array) -> tuple[Array, Array, Array]:
     """Of l(d) = C_ij log Phi(d) + C_ji log Phi(-d) at d = q_i - q_j: l'(d), -l''(d) and l'''(d), [P, ...].
 
     x: d, then -d; preference: C_ij, then C_ji; [2, P, ...]. The ratios phi / Phi at |d| and -|d| follow
-    from erfcx(|d| / sqrt 2) = 2 exp(d^2 / 2) Phi(-|d|), without cancellation however large |d| is.
+    from erfcx(|d| / sqrt 2) = 2 exp(d^2 / 2) Phi(-|d|), exact in both tails.
     """
     z = _SQRT_HALF * np.abs(x[0])
     tail = erfcx(z)
@@ -168,7 +168,8 @@ def _probit_terms(x: Array, preference: Array) -> tuple[Array, Array, Array]:
     ratio = np.where(x >= 0.0, likely, unlikely)
     first = preference * ratio
     slope = first[0] - first[1]
-    # With r = phi / Phi: r' = -r (x + r) and r'' = r (x + r) (x + 2r) - r.
+    # With r = phi / Phi: r' = -r (x + r) and r'' = r (x + r) (x + 2r) - r. For x << 0 the sum x + r
+    # loses about x^2 rounding errors, which is little: the prior keeps |x| below 2n.
     excess = ratio + x
     second = first * excess
     excess += ratio
