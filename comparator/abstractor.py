@@ -39,6 +39,9 @@ def cell_statistics(feature_map: Tensor, grid: int) -> Tensor:
 class VisualAbstractor(nn.Module):
     """Maps the cells' statistics of all stages to visual tokens [N, grid * grid + 1, D]."""
 
+    feature_mean: Tensor
+    feature_scale: Tensor
+
     def __init__(self, channels: Sequence[int], grid: int, width: int) -> None:
         super().__init__()
         features = 2 * sum(channels)
@@ -59,6 +62,8 @@ class VisualAbstractor(nn.Module):
         self.feature_scale.copy_(1 / statistics.std(dim=0).clamp_min(1e-3))
 
     def forward(self, statistics: Tensor) -> Tensor:
+        """Visual tokens [N, grid * grid + 1, D] of cell statistics [N, grid * grid + 1, features]."""
         standard = ((statistics - self.feature_mean) * self.feature_scale).clamp(-8, 8)
         hidden = self.project(standard) + self.position
-        return self.norm(hidden + self.mix(nn.functional.gelu(hidden)))
+        tokens: Tensor = self.norm(hidden + self.mix(nn.functional.gelu(hidden)))
+        return tokens

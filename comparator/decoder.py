@@ -11,7 +11,7 @@ and values never depend on the second image. Two forms of comparison:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class DecoderLayer(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """[N, L, heads * head_width] -> [N, heads, L, head_width]."""
-        return x.unflatten(-1, (-1, self.config.head_width)).transpose(1, 2)
+        return torch.unflatten(x, -1, (-1, self.config.head_width)).transpose(1, 2)
 
     def keys_values(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [N, kv_heads, L, head_width] of the layer's input [N, L, D]."""
@@ -77,14 +77,15 @@ class DecoderLayer(nn.Module):
         groups = self.config.heads // self.config.kv_heads
         query = rotate(self.split_heads(self.query(self.attention_norm(x))), cosine, sine)
         # Query heads of one group share a key head: fold them into the rows instead of repeating the keys.
-        query = query.unflatten(1, (self.config.kv_heads, groups)).flatten(2, 3)
+        query = torch.unflatten(query, 1, (self.config.kv_heads, groups)).flatten(2, 3)
         scores = (query @ keys.transpose(-1, -2)) * self.config.head_width**-0.5
         scores = scores.unflatten(2, (groups, x.shape[1])) + mask
         weights = scores.float().softmax(dim=-1).to(values.dtype)
         mixed = (weights.flatten(2, 3) @ values).unflatten(2, (groups, x.shape[1])).flatten(1, 2)
         x = x + self.output(mixed.transpose(1, 2).flatten(2))
         normed = self.mlp_norm(x)
-        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+        gated: Tensor = self.down(F.silu(self.gate(normed)) * self.up(normed))
+        return x + gated
 
 
 class ComparisonDecoder(nn.Module):
@@ -92,6 +93,10 @@ class ComparisonDecoder(nn.Module):
 
     The prompt is fixed, so its word embeddings are stored as rows, and of the head only the levels' rows.
     """
+
+    cosine: Tensor
+    sine: Tensor
+    causal_mask: Tensor
 
     def __init__(self, config: DecoderConfig, text_lengths: tuple[int, int, int], visual_tokens: int) -> None:
         super().__init__()
@@ -113,6 +118,10 @@ class ComparisonDecoder(nn.Module):
         # Every mask needed is a corner of this one.
         triangle = torch.full((length, length), float("-inf")).triu(1)
         self.register_buffer("causal_mask", triangle, persistent=False)
+
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The layers, as what they are: torch's list knows them as modules only."""
+        return cast("list[DecoderLayer]", list(self.layers))
 
     @staticmethod
     def block(text: Tensor, visual_tokens: Tensor) -> Tensor:
@@ -137,7 +146,7 @@ class ComparisonDecoder(nn.Module):
         cosine, sine = self.cosine[start : start + length], self.sine[start : start + length]
         mask = self.causal_mask[:length, :length]
         keys, values = [], []
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.decoder_layers()):
             key, value = layer.keys_values(x, cosine, sine)
             keys.append(key)
             values.append(value)
@@ -153,7 +162,7 @@ class ComparisonDecoder(nn.Module):
         length = x.shape[1]
         cosine, sine = self.cosine[start : start + length], self.sine[start : start + length]
         mask = self.causal_mask[start : start + length, : start + length]
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.decoder_layers()):
             key, value = layer.keys_values(x, cosine, sine)
             key, value = torch.cat([keys[:, i], key], dim=2), torch.cat([values[:, i], value], dim=2)
             if i + 1 == len(self.layers):  # only the last position's answer is read
@@ -178,7 +187,8 @@ class ComparisonDecoder(nn.Module):
         if pairs is None:
             first_index = torch.arange(a, device=second.device).expand(n, a).reshape(-1)
             second_index = torch.arange(n, device=second.device)[:, None].expand(n, a).reshape(-1)
-            return self(second, keys, values, (first_index, second_index)).unflatten(0, (n, a))
+            logits: Tensor = self(second, keys, values, (first_index, second_index))
+            return torch.unflatten(logits, 0, (n, a))
         first_index, second_index = pairs
         keys, values = keys[first_index], values[first_index]
         block = self.block(self.second_text, second)

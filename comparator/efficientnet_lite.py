@@ -85,8 +85,8 @@ class Depthwise(nn.Module):
         x = F.pad(x, self.padding + self.padding)
         if torch.is_grad_enabled() and x.requires_grad:
             weight = self.weight.to(x.dtype)
-            y = _FrozenDepthwise.apply(x, weight, self.stride)
-            return y + self.bias.to(x.dtype)[:, None, None]  # type: ignore[no-any-return]
+            y: Tensor = _FrozenDepthwise.apply(x, weight, self.stride)  # type: ignore[no-untyped-call]
+            return y + self.bias.to(x.dtype)[:, None, None]
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride, groups=x.shape[1])
 
 
@@ -114,7 +114,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
+        y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
         y = self.project(F.relu6(self.depthwise(y)))
         return x + y if self.residual else y
 
@@ -172,7 +172,7 @@ def load_imagenet_weights(encoder: EfficientNetLite, state: Mapping[str, Tensor]
         module.load_state_dict({"weight": weight, "bias": bias})
 
     copy(encoder.stem, "_conv_stem", "_bn0")
-    blocks = [block for stage in encoder.stages for block in stage]  # type: ignore[union-attr]
+    blocks = [block for block in encoder.modules() if isinstance(block, InvertedResidual)]
     for i, block in enumerate(blocks):
         if block.expand is not None:
             copy(block.expand, f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0")

@@ -422,7 +422,7 @@ def test_a_file_cut_anywhere_is_truncated(tmp_path, kind):
         assert code_of(written(tmp_path / "cut", data[:length])) == "truncated", length
 
 
-@settings(max_examples=6000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(sorted(SMALL_FILES)),
     st.lists(st.tuples(st.integers(0, 2999), st.integers(0, 255)), max_size=8),
