@@ -40,8 +40,8 @@ def select_anchors(
         if len(members) < per_interval:
             low, high = edges[interval], edges[interval + 1]
             raise LabelError(
-                f"Only {len(members)} images have a MOS in [{low:.3g}, {high:.3g}], {per_interval} are needed; "
-                "ask for fewer intervals or anchors."
+                f"Only {len(members)} images have a MOS in [{low:.3g}, {high:.3g}], {per_interval} are "
+                "needed; ask for fewer intervals or anchors."
             )
         centre = (edges[interval] + edges[interval + 1]) / 2
         doubt = np.abs(mos - centre) if std is None else std

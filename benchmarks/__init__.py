@@ -1,1 +1,1 @@
-"""compare2score-edge."""
+"""Measurements whose records the README's tables are made from: accuracy, footprint."""

@@ -66,7 +66,8 @@ class _FrozenDepthwise(torch.autograd.Function):
             spread = gradient.new_zeros(n, c, 2 * h - 1, 2 * w - 1).to(memory_format=torch.channels_last)
             spread[:, :, ::2, ::2] = gradient
             gradient = spread
-        flipped = weight.flip(-1, -2).contiguous()
+        # Under autocast the output, hence its gradient, may be of lower precision than the weight.
+        flipped = weight.flip(-1, -2).contiguous().to(gradient.dtype)
         return F.conv2d(gradient, flipped, None, 1, padding=kernel - 1, groups=c), None, None
 
 

@@ -1,4 +1,4 @@
-"""The nano comparator: EfficientNet-Lite2, an abstractor of cell statistics, the first layers of SmolLM2-135M.
+"""The nano comparator: EfficientNet-Lite2, an abstractor of cell statistics, first layers of SmolLM2-135M.
 
 A real small member of the family of the published comparator, small enough to ship inside the package.
 """
@@ -6,15 +6,18 @@ A real small member of the family of the published comparator, small enough to s
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compare2score.comparator.abstractor import VisualAbstractor, cell_statistics
-from compare2score.comparator.decoder import ComparisonDecoder, DecoderConfig
+from compare2score.comparator.decoder import Comparison, ComparisonDecoder, DecoderConfig
 from compare2score.comparator.efficientnet_lite import (
     LITE2_STAGES,
     LITE2_STEM_CHANNELS,
@@ -22,7 +25,7 @@ from compare2score.comparator.efficientnet_lite import (
     Stage,
 )
 from compare2score.comparator.prompt import LEVEL_WEIGHTS, LEVELS, QUESTION, text_chunks
-from compare2score.errors import CheckpointError
+from compare2score.errors import BundleError, CheckpointError
 from compare2score.image import ImageSpec
 
 ARCHITECTURE = "compare2score-nano"
@@ -58,17 +61,28 @@ class NanoConfig:
         return {"architecture": ARCHITECTURE, **asdict(self)}
 
     @classmethod
-    def from_json(cls, values: dict[str, object]) -> NanoConfig:
-        """Rebuilds a config; raises KeyError or TypeError where a value is missing or unknown."""
+    def from_json(cls, values: Mapping[str, Any]) -> NanoConfig:
+        """Rebuilds a config; raises KeyError, TypeError or ValueError if a value is missing or unusable."""
         known = dict(values)
         known.pop("architecture", None)
-        known["decoder"] = DecoderConfig(**known["decoder"])  # type: ignore[arg-type]
-        known["image"] = ImageSpec.from_json(known["image"])  # type: ignore[arg-type]
-        known["stages"] = tuple(Stage(**stage) for stage in known["stages"])  # type: ignore[attr-defined]
-        known["prompt_ids"] = tuple(tuple(ids) for ids in known["prompt_ids"])  # type: ignore[attr-defined]
+        known["decoder"] = DecoderConfig(**known["decoder"])
+        try:
+            known["image"] = ImageSpec.from_json(known["image"])
+        except BundleError as error:
+            raise ValueError("image is not a usable size, mean, std and pad_color") from error
+        known["stages"] = tuple(Stage(**stage) for stage in known["stages"])
+        known["prompt_ids"] = tuple(tuple(ids) for ids in known["prompt_ids"])
         for name in ("level_ids", "levels", "level_weights"):
-            known[name] = tuple(known[name])  # type: ignore[arg-type]
-        return cls(**known)  # type: ignore[arg-type]
+            known[name] = tuple(known[name])
+            if len(known[name]) != len(LEVELS):
+                raise ValueError(f"{name} has {len(known[name])} entries, not {len(LEVELS)}")
+        config = cls(**known)
+        # Neither shows in the shape of any weight.
+        if config.decoder.comparison not in get_args(Comparison):
+            raise ValueError(f"comparison is {config.decoder.comparison!r}, not 'late' or 'causal'")
+        if not config.temperature > 0:
+            raise ValueError(f"temperature is {config.temperature}, not above 0")
+        return config
 
 
 class NanoComparator(nn.Module):
@@ -86,7 +100,7 @@ class NanoComparator(nn.Module):
     def run_frozen(self, pixel_values: Tensor, stages: int) -> tuple[Tensor, Tensor]:
         """Runs the encoder's first `stages` stages, which training may keep frozen and cache.
 
-        Returns the last one's feature map [N, C, S', S'] and the cell statistics
+        Returns the last one's feature map [N, C, S', S'] (the stem's for 0 stages) and the cell statistics
         [N, cells + 1, features] of all that feed the abstractor.
         """
         x = self.encoder.run_stem(pixel_values)
@@ -95,11 +109,14 @@ class NanoComparator(nn.Module):
             x = blocks(x)
             if i >= FIRST_ABSTRACTED_STAGE:
                 statistics.append(cell_statistics(x, self.config.grid))
+        if not statistics:
+            return x, x.new_empty(x.shape[0], self.config.grid**2 + 1, 0, dtype=torch.float32)
         return x, torch.cat(statistics, dim=-1)
 
     def statistics_from(self, feature_map: Tensor, statistics: Tensor, stages: int) -> Tensor:
         """Runs the stages after the first `stages`; returns the statistics of all, the abstractor's input."""
-        maps = self.encoder.continue_from(feature_map, stages)
+        unabstracted = max(0, FIRST_ABSTRACTED_STAGE - stages)
+        maps = self.encoder.continue_from(feature_map, stages)[unabstracted:]
         later = [cell_statistics(feature_map, self.config.grid) for feature_map in maps]
         return torch.cat([statistics, *later], dim=-1)
 
@@ -121,10 +138,14 @@ class NanoComparator(nn.Module):
         return self.decoder(visual_tokens, keys, values)  # type: ignore[no-any-return]
 
     def save(self, folder: Path) -> None:
-        """Writes `config.json` and `model.safetensors` into `folder`."""
+        """Writes `config.json` and `model.safetensors` into `folder`, each of them whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(self.config.to_json(), indent=1))
+        weights, config = folder / "model.safetensors", folder / "config.json"
+        aside = [path.with_name(f"{path.name}.part") for path in (weights, config)]
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, aside[0])
+        aside[1].write_text(json.dumps(self.config.to_json(), indent=1))
+        aside[0].replace(weights)
+        aside[1].replace(config)
 
     @classmethod
     def load(cls, folder: Path) -> NanoComparator:
@@ -132,17 +153,31 @@ class NanoComparator(nn.Module):
         try:
             values = json.loads((folder / "config.json").read_text())
             model = cls(NanoConfig.from_json(values))
-            model.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            weights = load_file(folder / "model.safetensors")
+            check_fit(model, weights)
+            model.load_state_dict(weights)
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise CheckpointError(
                 f"{folder} is not a whole nano checkpoint ({reason}); train it again."
             ) from error
         return model.eval()
 
 
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError naming the first weight that is missing, unknown or of another shape."""
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
+            raise ValueError(f"{name} is missing")
+        if name not in expected:
+            raise ValueError(f"{name} is unknown")
+        if weights[name].shape != expected[name].shape:
+            raise ValueError(f"{name} is {list(weights[name].shape)}, not {list(expected[name].shape)}")
+
+
 def prompt_token_ids(
-    tokenize: object, question: str = QUESTION, levels: tuple[str, ...] = LEVELS
+    tokenize: Callable[[str], Sequence[int]], question: str = QUESTION, levels: tuple[str, ...] = LEVELS
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """Token ids of the prompt's three texts and of the level words' first tokens.
 
@@ -151,8 +186,8 @@ def prompt_token_ids(
 
     Raises CheckpointError if two level words begin with the same token.
     """
-    texts = tuple(tuple(tokenize(chunk)) for chunk in text_chunks(question))  # type: ignore[operator]
-    level_ids = tuple(tokenize(f" {level}")[0] for level in levels)  # type: ignore[operator]
+    texts = tuple(tuple(tokenize(chunk)) for chunk in text_chunks(question))
+    level_ids = tuple(tokenize(f" {level}")[0] for level in levels)
     if len(set(level_ids)) < len(level_ids):
         raise CheckpointError(
             f"Two of the level words {levels} begin with the same token; choose other words."

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePath
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class Manifest:
         level_weights: contribution of each level's probability to the preference.
         temperature: divides the level logits.
         images_per_call: how many images a graph may take at once without one changing another's result;
-            None for any number. Dynamic quantisation scales activations by a call's largest, so it is 1 there.
+            None for any number. Dynamic quantisation scales activations by a call's largest: 1 there.
         notes: free text values for people (training data, drift, licences).
     """
 
@@ -98,30 +99,34 @@ def open_bundle(path: str | Path | None = None) -> Bundle:
     folder = EMBEDDED if path is None else Path(path)
     try:
         raw = (folder / MANIFEST).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BundleError(
             f"{folder} is no bundle: its {MANIFEST} cannot be read; give a bundle folder."
         ) from error
     try:
         values = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{folder / MANIFEST} is not JSON; export the bundle again.") from error
     if not isinstance(values, dict):
         raise BundleError(f"{folder / MANIFEST} is no JSON object; export the bundle again.")
-    if values.get("format") != FORMAT_VERSION:
+    version = values.get("format")
+    if type(version) is not int or version != FORMAT_VERSION:
+        stated = repr(version)[:20] if isinstance(version, (int, float, str)) else "unstated"
         raise BundleError(
-            f"{folder} has bundle format {values.get('format')!r}, this version reads {FORMAT_VERSION}; "
+            f"{folder} has bundle format {stated}, this version reads {FORMAT_VERSION}; "
             "export it again or install the version that wrote it."
         )
     try:
         check_files(folder, values["files"], anchors=values["anchors"] is not None)
         manifest = read_manifest(values)
         anchors = None if values["anchors"] is None else read_anchors(folder, values["anchors"])
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except KeyError as error:
+        raise BundleError(f"{folder} does not state {error}; export the bundle again.") from error
+    except (TypeError, ValueError, OverflowError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise BundleError(
-            f"{folder} has an incomplete manifest ({reason}); export the bundle again."
-        ) from error
+        raise BundleError(f"{folder} does not fit together ({reason}); export the bundle again.") from error
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be read ({error.strerror}); check its files.") from error
     return Bundle(folder, manifest, anchors, hashlib.sha256(raw).hexdigest())
 
 
@@ -129,37 +134,68 @@ def read_manifest(values: dict[str, Any]) -> Manifest:
     """Reads the comparator's part of a manifest. Raises KeyError, TypeError, ValueError or BundleError."""
     known = {field.name: values[field.name] for field in fields(Manifest)}
     known["image"] = ImageSpec.from_json(known["image"])
-    known["levels"] = tuple(str(level) for level in known["levels"])
-    known["level_weights"] = tuple(float(weight) for weight in known["level_weights"])
-    known["temperature"] = float(known["temperature"])
+    known["levels"] = texts(known["levels"], "levels")
+    weights = known["level_weights"]
+    if not isinstance(weights, list) or not all(is_number(weight, 0, 1) for weight in weights):
+        raise ValueError("level_weights are not numbers from 0 to 1")
+    known["level_weights"] = tuple(float(weight) for weight in weights)
     if not len(known["levels"]) == len(known["level_weights"]) > 1:
-        raise ValueError("levels and level_weights differ in number")
-    if not known["temperature"] > 0:
-        raise ValueError("temperature is not above 0")
+        raise ValueError("levels and level_weights differ in number or are fewer than two")
+    # Bounds that keep the division of any float32 logit finite.
+    if not is_number(known["temperature"], 1e-6, 1e6):
+        raise ValueError("temperature is no number from 1e-6 to 1e6")
+    known["temperature"] = float(known["temperature"])
+    per_call = known["images_per_call"]
+    if per_call is not None and not (type(per_call) is int and per_call >= 1):
+        raise ValueError("images_per_call is neither null nor a whole number above 0")
+    for name in ("model", "precision", "prompt"):
+        texts([known[name]], name)
+    if not isinstance(known["notes"], dict):
+        raise ValueError("notes are no object")
     return Manifest(**known)
+
+
+def texts(value: object, name: str) -> tuple[str, ...]:
+    """A JSON list of texts. Raises ValueError for anything else."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{name} is not text")
+    return tuple(value)
+
+
+def is_number(value: object, low: float, high: float) -> bool:
+    """Whether a JSON value is a number from `low` to `high`; NaN and true are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
 def read_anchors(folder: Path, values: dict[str, Any]) -> Anchors:
     """Reads the anchors' tensors. Raises KeyError, TypeError, ValueError or SafetensorError."""
+    names = texts(values["names"], "anchors.names")
+    matrix = np.array(values["matrix"])
+    shape = (len(names), len(names))
+    # Written so that NaN, which compares false with everything, is refused as well.
+    if matrix.shape != shape or matrix.dtype.kind not in "if" or not ((matrix >= 0) & (matrix <= 1)).all():
+        raise ValueError("the anchors' preference matrix is not probabilities, a row and a column an anchor")
     tensors = load_file(folder / ANCHORS)
-    names = tuple(str(name) for name in values["names"])
-    matrix = np.array(values["matrix"], dtype=np.float64)
-    if matrix.shape != (len(names), len(names)) or not ((matrix >= 0) & (matrix <= 1)).all():
-        raise ValueError("the anchors' preference matrix does not fit their number")
-    prefix = Prefix(tensors["keys"], tensors["values"])
-    if not len(tensors["visual_tokens"]) == len(prefix.keys) == len(prefix.values) == len(names):
-        raise ValueError("the anchors' tensors do not fit their number")
-    return Anchors(names, matrix, tensors["visual_tokens"], prefix)
+    tokens, prefix = tensors["visual_tokens"], Prefix(tensors["keys"], tensors["values"])
+    if any(tensor.dtype != np.float32 or len(tensor) != len(names) for tensor in (tokens, *prefix)):
+        raise ValueError("the anchors' tensors are not float32, a row an anchor")
+    if tokens.ndim != 3 or prefix.keys.ndim != 5 or prefix.keys.shape != prefix.values.shape:
+        raise ValueError("the anchors' tensors have other dimensions")
+    if len(names) < 2:
+        raise ValueError("fewer than two anchors")
+    return Anchors(names, matrix.astype(np.float64), tokens, prefix)
 
 
 def check_files(folder: Path, files: dict[str, Any], anchors: bool) -> None:
     """Compares every listed file with its size and hash. Raises BundleError for the first that differs."""
+    if not isinstance(files, dict) or not all(isinstance(record, dict) for record in files.values()):
+        raise ValueError("files is no object of names, each with bytes and sha256")
     needed = {f"{graph}.onnx" for graph in GRAPHS} | ({ANCHORS} if anchors else set())
     for name in sorted(needed - set(files)):
         raise BundleError(f"The manifest of {folder} does not list {name}; export the bundle again.")
     for name, record in files.items():
-        # A name with a folder in it could lead out of the bundle.
-        if PurePath(name).name != name:
+        # A name with a folder in it could lead out of the bundle; Windows' rules cover the others'.
+        if PureWindowsPath(name).name != name:
             raise BundleError(
                 f"The manifest of {folder} lists {name!r}, which is no plain file name; do not use it."
             )
@@ -193,19 +229,36 @@ def write_bundle(folder: Path, manifest: Manifest, graphs: Path, anchors: Anchor
         anchors: what to keep of the anchors, or None to build them later.
 
     Raises:
-        BundleError: `folder` exists already.
+        BundleError: `folder` exists already, or what should be written makes no bundle.
     """
+    refuse_existing(folder)
+    # The process's number, so that nothing but what this call made is ever removed.
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    aside.mkdir(parents=True)
+    try:
+        fill_bundle(aside, manifest, graphs, anchors)
+        checked = open_bundle(aside)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return replace(checked, path=folder)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises BundleError if something is where a bundle should be written; ask before long work, too."""
     if folder.exists():
         raise BundleError(f"{folder} exists already; choose another folder or remove it first.")
-    aside = folder.with_name(folder.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+
+
+def fill_bundle(folder: Path, manifest: Manifest, graphs: Path, anchors: Anchors | None) -> None:
+    """Writes a bundle's files into an empty folder, the manifest last."""
     for source in sorted(path for path in graphs.iterdir() if path.is_file()):
         if source.name not in (MANIFEST, ANCHORS):
-            shutil.copyfile(source, aside / source.name)
+            shutil.copyfile(source, folder / source.name)
     if anchors is not None:
         tensors = {"visual_tokens": anchors.visual_tokens, **anchors.prefix._asdict()}
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, aside / ANCHORS)
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / ANCHORS)
     values = {
         "format": FORMAT_VERSION,
         **asdict(manifest),
@@ -213,9 +266,8 @@ def write_bundle(folder: Path, manifest: Manifest, graphs: Path, anchors: Anchor
         "anchors": anchors and {"names": anchors.names, "matrix": anchors.matrix.tolist()},
         "files": {
             path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-            for path in sorted(aside.iterdir())
+            for path in sorted(folder.iterdir())
         },
     }
-    (aside / MANIFEST).write_text(json.dumps(values, indent=1) + "\n")
-    aside.rename(folder)
-    return open_bundle(folder)
+    # In bytes, so that the identity is the same on every system.
+    (folder / MANIFEST).write_bytes((json.dumps(values, indent=1) + "\n").encode())

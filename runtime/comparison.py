@@ -1,4 +1,4 @@
-"""Soft comparison: level logits -> comparison probabilities -> preference matrix (arXiv 2405.19298, Section 3.2)."""
+"""Soft comparison: level logits -> comparison probabilities -> preference matrix (arXiv 2405.19298, 3.2)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def comparison_probability(
     Returns:
         [...] in [0, 1].
     """
-    return np.asarray(level_probabilities(level_logits, temperature) @ np.asarray(weights, dtype=np.float64))
+    probability = level_probabilities(level_logits, temperature) @ np.asarray(weights, dtype=np.float64)
+    # Rounding can lift a sum of several levels with weight 1 above 1, which no matrix of probabilities holds.
+    return np.asarray(np.clip(probability, 0.0, 1.0))
 
 
 def symmetric_preference_matrix(probabilities: ArrayLike) -> NDArray[np.float64]:

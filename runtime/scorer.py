@@ -11,11 +11,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compare2score.backends import open_backend
+from compare2score.backends import Floats, Prefix, open_backend
 from compare2score.bundle import Anchors, Bundle, open_bundle
 from compare2score.comparison import comparison_probability, extend_preference_matrix, level_probabilities
-from compare2score.errors import BundleError, ImageError
-from compare2score.image import ImageSource, preprocess
+from compare2score.decode import ImageSource
+from compare2score.errors import BackendError, BundleError, ImageError
+from compare2score.image import preprocess
 from compare2score.thurstone import Link, map_estimate, minmax_scale, prior_percentile
 
 Scale = Literal["percentile", "minmax"]
@@ -27,7 +28,8 @@ class Score:
 
     Attributes:
         value: 0-100, higher is better. On the "percentile" scale 100 * Phi(q), the share of the prior that
-            the image beats; on the "minmax" scale the published one, which saturates beyond the outer anchors.
+            the image beats; on the "minmax" scale the published one, which saturates beyond the outer
+            anchors.
         q: MAP estimate under Thurstone's Case V, in units of the prior's standard deviation.
         std: its posterior standard deviation (Laplace), in the same unit.
         probabilities: P(image preferred over anchor n), [anchors].
@@ -45,8 +47,10 @@ class Comparison:
 
     Attributes:
         probability: P(b preferred over a), both orders averaged.
-        level: the most likely answer to "what is b's quality compared with a's".
-        disagreement: absolute difference of P(b preferred) between the two orders, 0 for a consistent comparator.
+        level: the most likely answer, over both orders, to "what is b's quality compared with a's"; of
+            answers that are equally likely, the one in their middle.
+        disagreement: absolute difference of P(b preferred) between the two orders, 0 for a consistent
+            comparator.
     """
 
     probability: float
@@ -101,7 +105,12 @@ class Scorer:
         return self.score_pixels(self.pixels(image)[None])[0]
 
     def score_many(self, images: Iterable[ImageSource], batch: int = 8) -> Iterator[Score | ImageError]:
-        """Scores images in order, `batch` at a time; an image that cannot be read yields its error instead."""
+        """Scores images in order, `batch` at a time; one that cannot be read yields its error instead.
+
+        Raises ValueError, with the first result, if `batch` is below 1.
+        """
+        if batch < 1:
+            raise ValueError(f"The batch is {batch}; choose 1 or more.")
         source = iter(images)
         while chunk := list(islice(source, batch)):
             results: list[Score | ImageError | None] = []
@@ -122,13 +131,16 @@ class Scorer:
         Raises ImageError if either cannot be read as an image.
         """
         tokens = self.backend.encode(np.stack([self.pixels(a), self.pixels(b)]))
-        logits = self.backend.compare(tokens, self.backend.prefix(tokens))
+        logits = self.level_logits(tokens, self.backend.prefix(tokens))
         manifest = self.bundle.manifest
         # logits[i, j] answers for image i second, image j first: [1, 0] asks of b, [0, 1] of a.
         asked = level_probabilities(np.stack([logits[1, 0], logits[0, 1]]), manifest.temperature)
         b_preferred, a_preferred = asked @ np.asarray(manifest.level_weights)
-        # Exchanging the images reverses the levels.
-        level = manifest.levels[int(np.argmax(asked[0] + asked[1, ::-1]))]
+        # Exchanging the images reverses the levels. A comparator that always favours the second image ties
+        # "worse" with "better" for two equal ones; the middle is right then, and the first would be wrong.
+        answers = asked[0] + asked[1, ::-1]
+        likeliest = np.flatnonzero(answers >= answers.max() - 1e-9)
+        level = manifest.levels[round(float(likeliest.mean()))]
         forward, backward = float(b_preferred), float(1 - a_preferred)
         return Comparison((forward + backward) / 2, level, abs(forward - backward))
 
@@ -136,14 +148,38 @@ class Scorer:
         """The comparator's input [3, S, S] for an image. Raises ImageError."""
         return preprocess(image, self.bundle.manifest.image)
 
+    def level_logits(self, visual_tokens: Floats, prefix: Prefix) -> Floats:
+        """The backend's answers [N, A, levels].
+
+        Raises BackendError if they are not of that shape or not finite: the graphs are whole, but wrong.
+        """
+        logits = self.backend.compare(visual_tokens, prefix)
+        shape = (len(visual_tokens), len(prefix.keys), len(self.bundle.manifest.levels))
+        if logits.shape != shape or not np.isfinite(logits).all():
+            raise BackendError(
+                f"The graphs of {self.bundle.path} do not answer with {list(shape)} finite numbers; "
+                "export them again."
+            )
+        return logits
+
     def score_pixels(self, pixels: NDArray[np.float32]) -> list[Score]:
         """Scores preprocessed images [N, 3, S, S]."""
         anchors, manifest = self.anchors, self.bundle.manifest
-        logits = self.backend.compare(self.backend.encode(pixels), anchors.prefix)
+        logits = self.level_logits(self.backend.encode(pixels), anchors.prefix)
         probabilities = comparison_probability(logits, manifest.level_weights, manifest.temperature)
         estimate = map_estimate(extend_preference_matrix(anchors.matrix, probabilities), self.link)
-        values = (
-            prior_percentile(estimate.q[:, -1]) if self.scale == "percentile" else minmax_scale(estimate.q)
-        )
+        values = self.values(estimate.q)
         rows = zip(values, estimate.q[:, -1], estimate.std[:, -1], probabilities, strict=True)
         return [Score(float(v), float(q), float(s), tuple(p.tolist())) for v, q, s, p in rows]
+
+    def values(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`Score.value` [N] of MAP estimates [N, anchors + 1], the test image last."""
+        if self.scale == "percentile":
+            return prior_percentile(q[:, -1])
+        try:
+            return minmax_scale(q)
+        except ValueError as error:
+            raise BundleError(
+                f"{self.bundle.path} cannot tell an image from its anchors, so the scale has no ends; "
+                "choose the percentile scale or other anchors."
+            ) from error

@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "comparator": {"runtime"},
     "training": {"runtime", "comparator", "anchors"},
     "anchors": {"runtime"},
-    "export": {"runtime", "comparator"},
+    "export": {"runtime", "comparator", "anchors"},
     "benchmarks": {"runtime", "comparator", "training", "anchors", "export"},
     "cli": {"runtime", "comparator", "training", "anchors", "export", "benchmarks"},
 }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from compare2score.training.corpus import Part
+from compare2score.comparator.prompt import LEVELS
+from compare2score.training.corpus import InstructedPairs, Part
 
 LEVEL_BORDERS = np.array([2.0, 1.0, -1.0, -2.0])
 """Borders between the levels, in units of sigma_ij, of q_first - q_second (the paper's Section 3.1)."""
@@ -68,19 +69,40 @@ def pair_batch(
     return PairBatch(part.items[members], first, second, soft_levels(difference, sigma))
 
 
-def epoch_batches(
-    parts: tuple[Part, ...], size: int, partners: int, seed: int, epoch: int
-) -> Iterator[PairBatch]:
-    """All images of all parts once, in batches within one part, the parts' batches shuffled together.
+def instructed_batch(pairs: InstructedPairs, chosen: NDArray[np.intp]) -> PairBatch:
+    """Some of the pairs whose level is given, the whole target on that level."""
+    images, places = np.unique(
+        np.concatenate([pairs.first[chosen], pairs.second[chosen]]), return_inverse=True
+    )
+    first, second = places.reshape(2, -1)
+    targets = np.eye(len(LEVELS), dtype=np.float32)[pairs.level[chosen]]
+    return PairBatch(pairs.items[images], first, second, targets)
 
-    Depends on nothing but its arguments, so that a resumed run sees the batches of an uninterrupted one.
+
+def steps_of(source: Part | InstructedPairs, size: int) -> int:
+    """Whole batches of `size` images in a source: a part's own, or half as many pairs."""
+    return len(source.items) // size if isinstance(source, Part) else len(source.level) // (size // 2)
+
+
+def epoch_batches(
+    sources: Sequence[Part | InstructedPairs], size: int, partners: int, seed: int, epoch: int
+) -> Iterator[PairBatch]:
+    """All images of all parts and all given pairs once, each batch of one source, shuffled together.
+
+    A batch has `size` images at most. Depends on nothing but its arguments, so that a resumed run sees the
+    batches of an uninterrupted one.
     """
     generator = np.random.default_rng([seed, epoch])
     members = []
-    for p, part in enumerate(parts):
-        order = generator.permutation(len(part.mos))
-        whole = len(order) // size * size
-        members += [(p, chunk) for chunk in order[:whole].reshape(-1, size)]
+    for p, source in enumerate(sources):
+        order = generator.permutation(len(source.items if isinstance(source, Part) else source.level))
+        steps = steps_of(source, size)
+        width = size if isinstance(source, Part) else size // 2
+        members += [(p, chunk) for chunk in order[: steps * width].reshape(steps, width)]
     for i in generator.permutation(len(members)):
         p, chunk = members[i]
-        yield pair_batch(parts[p], chunk, partners, generator)
+        source = sources[p]
+        if isinstance(source, Part):
+            yield pair_batch(source, chunk, partners, generator)
+        else:
+            yield instructed_batch(source, chunk)

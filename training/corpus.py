@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compare2score.image import load_image
+from compare2score.decode import load_image
+from compare2score.errors import LabelError
 from compare2score.training.distortions import STRENGTHS, distort, split_photographs, versions_of
+from compare2score.training.instructions import read_instructions
 from compare2score.training.labels import LabelTable, read_labels
 
 SYNTHETIC_STD = 0.6
@@ -46,19 +49,36 @@ class Part:
 
 
 @dataclass(frozen=True)
+class InstructedPairs:
+    """Pairs whose level is given, from a file of comparative instructions.
+
+    `items` index the corpus, [N]; `first` and `second` index `items`, [P]; `level` indexes LEVELS, [P].
+    """
+
+    name: str
+    items: NDArray[np.intp]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    level: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Corpus:
-    """All images, and the parts they belong to."""
+    """All images, the parts they belong to, and the pairs that were given instead of opinion scores."""
 
     items: tuple[Item, ...]
     parts: tuple[Part, ...]
+    pairs: tuple[InstructedPairs, ...] = ()
 
     def split(self, name: str) -> tuple[Part, ...]:
         """The parts of one split ("train", "val")."""
         return tuple(part for part in self.parts if part.split == name)
 
 
-def read_corpus(tables: list[Path], photographs: list[Path], seed: int) -> Corpus:
-    """Reads label tables (train and val rows) and folders of clean photographs (train only).
+def read_corpus(
+    tables: list[Path], photographs: list[Path], seed: int, instructions: Sequence[Path] = ()
+) -> Corpus:
+    """Reads label tables (train and val rows), and clean photographs and instructions (train only).
 
     A photograph's versions are labelled by -strength, the clean one by 0, whatever the content: a clean
     photograph is better than another one's distorted version, too.
@@ -67,9 +87,10 @@ def read_corpus(tables: list[Path], photographs: list[Path], seed: int) -> Corpu
         tables: folders that hold a `labels.csv`, or label files.
         photographs: folders of undistorted photographs; every sixth one is held out.
         seed: of the distortions.
+        instructions: files of `training.instructions.write_instructions`.
 
     Raises:
-        LabelError: a table cannot be used.
+        LabelError: a table, file or folder cannot be used, or two have the same name.
     """
     items: list[Item] = []
     parts: list[Part] = []
@@ -88,10 +109,26 @@ def read_corpus(tables: list[Path], photographs: list[Path], seed: int) -> Corpu
             labels = read_labels(table / "labels.csv" if table.is_dir() else table, split=split)
             add(labels.name, split, [Item(labels.root / image) for image in labels.images], labels)
     for folder in photographs:
+        photos = split_photographs(folder)[0] if folder.is_dir() else []
+        if not photos:
+            raise LabelError(f"{folder} holds fewer than two photographs (.jpg, .png); name another folder.")
         versions = [
             Item(path, name, strength, seed=seed + i)
-            for i, path in enumerate(split_photographs(folder)[0])
+            for i, path in enumerate(photos)
             for name, strength in versions_of(i, seed)
         ]
         add(folder.name, "train", versions)
-    return Corpus(tuple(items), tuple(parts))
+    names = [part.name for part in parts if part.split == "train"]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise LabelError(f"Two tables or folders are called '{twice}'; rename one.")
+    pairs = []
+    for path in instructions:
+        given = read_instructions(path)
+        for d, name in enumerate(given.datasets):
+            chosen = given.dataset == d
+            index = np.arange(len(items), len(items) + len(given.images[d]))
+            items.extend(Item(given.roots[d] / image) for image in given.images[d])
+            rows = (given.first[chosen], given.second[chosen], given.level[chosen])
+            pairs.append(InstructedPairs(name, index, *rows))
+    return Corpus(tuple(items), tuple(parts), tuple(pairs))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from compare2score.image import fit_square, normalize
 from compare2score.training.corpus import Corpus, Item
 
 BATCH = 16
+BATCHES_PER_SAVE = 20
+RECORD = "features.json"
 VARIANTS = 2
 """Every image as it is, and mirrored: quality has no left and right."""
 
@@ -54,6 +58,13 @@ def fingerprint(model: NanoComparator, corpus: Corpus, stages: int) -> str:
     return digest.hexdigest()
 
 
+def modification_times(corpus: Corpus) -> str:
+    """Hash of when the corpus's files were last changed: an image may change and keep its size."""
+    paths = sorted({item.path for item in corpus.items})
+    times = [path.stat().st_mtime_ns if path.exists() else -1 for path in paths]
+    return hashlib.sha256(json.dumps(times).encode()).hexdigest()
+
+
 def pixel_batch(items: tuple[Item, ...], model: NanoComparator) -> Tensor:
     """Preprocessed images [B, 3, S, S]."""
     spec = model.config.image
@@ -66,12 +77,7 @@ def cached_features(model: NanoComparator, corpus: Corpus, stages: int, folder: 
     Raises ImageError if an image of the corpus cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    key = fingerprint(model, corpus, stages)
-    record = folder / "features.json"
-    done = 0
-    if record.exists():
-        state = json.loads(record.read_text())
-        done = int(state["done"]) if state["key"] == key else 0
+    state = {"key": fingerprint(model, corpus, stages), "modified": modification_times(corpus)}
     count = len(corpus.items)
     with torch.inference_mode():
         feature_map, statistics = model.run_frozen(pixel_batch(corpus.items[:1], model), stages)
@@ -79,12 +85,7 @@ def cached_features(model: NanoComparator, corpus: Corpus, stages: int, folder: 
         (VARIANTS, count, *feature_map.shape[2:], feature_map.shape[1]),
         (VARIANTS, count, *statistics.shape[1:]),
     )
-    kinds = (np.dtype(np.float16), np.dtype(np.float32))
-    arrays = []
-    for name, shape, kind in zip(("maps", "statistics"), shapes, kinds, strict=True):
-        mode = "r+" if done else "w+"
-        arrays.append(np.lib.format.open_memmap(folder / f"{name}.npy", mode=mode, dtype=kind, shape=shape))
-    maps, values = arrays
+    maps, values, done = open_cache(folder, shapes, state)
     for start in track(range(done, count, BATCH), description="Caching features", disable=done >= count):
         items = corpus.items[start : start + BATCH]
         pixels = pixel_batch(items, model)
@@ -93,8 +94,32 @@ def cached_features(model: NanoComparator, corpus: Corpus, stages: int, folder: 
                 feature_map, statistics = model.run_frozen(view, stages)
             maps[variant, start : start + len(items)] = feature_map.permute(0, 2, 3, 1).float().numpy()
             values[variant, start : start + len(items)] = statistics.numpy()
-        if (start // BATCH) % 20 == 19 or start + BATCH >= count:
+        if (start // BATCH + 1) % BATCHES_PER_SAVE == 0 or start + BATCH >= count:
             maps.flush()
             values.flush()
-            record.write_text(json.dumps({"key": key, "done": min(start + BATCH, count)}))
+            aside = folder / f"{RECORD}.part"
+            aside.write_text(json.dumps({**state, "done": min(start + BATCH, count)}))
+            aside.replace(folder / RECORD)
     return FrozenFeatures(stages, maps, values)
+
+
+def open_cache(
+    folder: Path, shapes: tuple[tuple[int, ...], tuple[int, ...]], state: dict[str, str]
+) -> tuple[np.memmap[Any, Any], np.memmap[Any, Any], int]:
+    """Maps, statistics and the number of images they already hold: 0 unless they were made from `state`."""
+    paths = folder / "maps.npy", folder / "statistics.npy"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: filled anew
+        record = json.loads((folder / RECORD).read_text())
+        # The first records had no "modified".
+        if {"modified": state["modified"], **record, "done": 0} == {**state, "done": 0}:
+            # Read-only, numpy refuses a file cut short; in mode "r+" it fills it up with zeros.
+            for path in paths:
+                np.lib.format.open_memmap(path, mode="r")
+            kept = [np.lib.format.open_memmap(path, mode="r+") for path in paths]
+            if (kept[0].shape, kept[1].shape) == shapes:
+                return kept[0], kept[1], int(record["done"])
+    # The record goes before what it vouches for is overwritten.
+    (folder / RECORD).unlink(missing_ok=True)
+    maps = np.lib.format.open_memmap(paths[0], mode="w+", dtype=np.float16, shape=shapes[0])
+    values = np.lib.format.open_memmap(paths[1], mode="w+", dtype=np.float32, shape=shapes[1])
+    return maps, values, 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +22,19 @@ from compare2score.comparison import (
     extend_preference_matrix,
     symmetric_preference_matrix,
 )
-from compare2score.errors import CheckpointError
+from compare2score.errors import CheckpointError, LabelError
 from compare2score.thurstone import map_estimate
-from compare2score.training.batches import PairBatch, epoch_batches, pair_batch
-from compare2score.training.corpus import Corpus, Part
+from compare2score.training.batches import PairBatch, epoch_batches, pair_batch, steps_of
+from compare2score.training.corpus import Corpus
 from compare2score.training.features import FrozenFeatures
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that determines a training run beside its data."""
-
-    epochs: int = 12
-    batch: int = 16
-    partners: int = 4
-    frozen_stages: int = 3
-    encoder_rate: float = 2e-4
-    abstractor_rate: float = 5e-4
-    decoder_rate: float = 1e-4
-    weight_decay: float = 0.02
-    clip: float = 1.0
-    warmup: float = 0.06
-    seed: int = 0
+from compare2score.training.recipe import Recipe
 
 
 class Finetuner:
-    """Trains `model` in `folder`: checkpoint after every epoch, log as JSON lines, learning curve as PNG."""
+    """Trains `model` in `folder`: checkpoint after every epoch, log as JSON lines, learning curve as PNG.
+
+    Raises LabelError if the corpus is too small for one batch, or for anchors of a table that is validated.
+    """
 
     def __init__(
         self, model: NanoComparator, corpus: Corpus, features: FrozenFeatures, recipe: Recipe, folder: Path
@@ -55,10 +43,22 @@ class Finetuner:
         self.model = model.to(self.device)
         self.corpus, self.features, self.recipe, self.folder = corpus, features, recipe, folder
         self.train_parts = corpus.split("train")
-        self.steps_per_epoch = sum(len(part.mos) // recipe.batch for part in self.train_parts)
+        self.sources = (*self.train_parts, *corpus.pairs)
+        self.steps_per_epoch = sum(steps_of(source, recipe.batch) for source in self.sources)
+        if not self.steps_per_epoch:
+            raise LabelError(
+                f"Nothing given fills one batch of {recipe.batch} training images; give more images."
+            )
+        # Chosen before the first epoch: a table that has none should not be found out after it.
+        self.anchors = {part.name: self.choose_anchors(part.name) for part in corpus.split("val")}
         self.optimizer = torch.optim.AdamW(self.parameter_groups(), weight_decay=recipe.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
         self.epoch = 0
+
+    def choose_anchors(self, name: str) -> np.ndarray:
+        """Corpus indices of five anchors [5] from the training images of the table called `name`."""
+        source = next(part for part in self.train_parts if part.name == name)
+        return source.items[select_anchors(source.mos, source.std if source.has_std else None)]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trained part of the encoder, the abstractor and the decoder, each with its learning rate."""
@@ -106,7 +106,7 @@ class Finetuner:
             self.model.train()
             generator = np.random.default_rng([self.recipe.seed, self.epoch, 1])
             batches = epoch_batches(
-                self.train_parts, self.recipe.batch, self.recipe.partners, self.recipe.seed, self.epoch
+                self.sources, self.recipe.batch, self.recipe.partners, self.recipe.seed, self.epoch
             )
             losses = []
             label = f"Epoch {self.epoch + 1}/{self.recipe.epochs}"
@@ -135,15 +135,14 @@ class Finetuner:
             for chunk in members:
                 batch = pair_batch(part, chunk, self.recipe.partners, generator)
                 losses.append(self.loss(batch, np.zeros(len(chunk), dtype=np.intp)).item())
-            source = next(p for p in self.train_parts if p.name == part.name)
-            q = self.scores(part, source)
+            q = self.scores(part.items, self.anchors[part.name])
             results[f"val_srcc_{part.name}"] = float(spearmanr(q, part.mos).statistic)
-        results["val_loss"] = float(np.mean(losses)) if losses else float("nan")
+        if losses:
+            results["val_loss"] = float(np.mean(losses))
         return results
 
-    def scores(self, part: Part, source: Part) -> np.ndarray:
-        """MAP estimates q [N] of a part's images, with anchors chosen from `source`."""
-        anchors = select_anchors(source.mos, source.std if source.has_std else None)
+    def scores(self, items: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+        """MAP estimates q [N] of corpus items [N] against anchors, corpus items [A]."""
         config = self.model.config
 
         def tokens(items: np.ndarray) -> Tensor:
@@ -155,13 +154,13 @@ class Finetuner:
             return torch.cat(chunks)
 
         def probabilities(second: Tensor) -> np.ndarray:
-            logits = torch.cat([self.model.compare(chunk, keys, values) for chunk in second.split(32)])
+            logits = torch.cat([self.model.compare(chunk, keys, values) for chunk in torch.split(second, 32)])
             return comparison_probability(logits.cpu().numpy(), config.level_weights, config.temperature)
 
-        anchor_tokens = tokens(source.items[anchors])
+        anchor_tokens = tokens(anchors)
         keys, values = self.model.prefix(anchor_tokens)
         matrix = symmetric_preference_matrix(probabilities(anchor_tokens))
-        return map_estimate(extend_preference_matrix(matrix, probabilities(tokens(part.items)))).q[:, -1]
+        return map_estimate(extend_preference_matrix(matrix, probabilities(tokens(items)))).q[:, -1]
 
     def record(self, row: dict[str, float]) -> None:
         """Appends a row to `log.jsonl`, prints it, and draws the learning curves anew."""
@@ -171,11 +170,12 @@ class Finetuner:
         plot_log(self.folder)
 
     def save(self) -> None:
-        """Writes the checkpoint and the state to resume from, aside first, so that a kill loses an epoch at most."""
+        """Writes the checkpoint and the state to resume from, aside first: a kill loses an epoch at most."""
         self.model.save(self.folder / "checkpoint")
         state = {
             "epoch": self.epoch,
             "recipe": asdict(self.recipe),
+            "subject": self.subject(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -184,23 +184,41 @@ class Finetuner:
         torch.save(state, aside)
         aside.replace(self.folder / "state.pt")
 
-    def resume(self) -> None:
-        """Goes on from the folder's last whole epoch, if it has one.
+    def subject(self) -> str:
+        """The model and the sizes of what it is trained on, as JSON."""
+        parts = [[part.name, part.split, len(part.mos)] for part in self.corpus.parts]
+        pairs = [[pairs.name, "pairs", len(pairs.level)] for pairs in self.corpus.pairs]
+        return json.dumps([self.model.config.to_json(), parts + pairs])
 
-        Raises CheckpointError if that run had another recipe.
+    def resume(self) -> None:
+        """Goes on from the folder's last whole epoch, if it has one; later rows leave the log.
+
+        Raises CheckpointError if that run had another recipe, model or data, or if its state is damaged.
         """
         path = self.folder / "state.pt"
         if not path.exists():
+            self.cut_log()
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path} is damaged; choose another --out folder.") from error
+        if (state["recipe"], state["subject"]) != (asdict(self.recipe), self.subject()):
             raise CheckpointError(
-                f"{self.folder} holds a run of another recipe; choose another --out folder."
+                f"{self.folder} holds a run of another recipe, model or data; choose another --out folder."
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.epoch = state["epoch"]
+        self.cut_log()
+
+    def cut_log(self) -> None:
+        """Leaves the rows of saved epochs in `log.jsonl`: one killed before its save is logged again."""
+        log = self.folder / "log.jsonl"
+        if log.exists():
+            lines = log.read_text().splitlines()[: self.epoch]
+            log.write_text("".join(f"{line}\n" for line in lines))
 
 
 def plot_log(folder: Path) -> None:
@@ -214,7 +232,7 @@ def plot_log(folder: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     epochs = [row["epoch"] for row in rows]
     for name in ("train_loss", "val_loss"):
-        left.plot(epochs, [row[name] for row in rows], marker="o", label=name)
+        left.plot(epochs, [row.get(name) for row in rows], marker="o", label=name)
     for name in sorted(set().union(*rows)):
         if name.startswith("val_srcc_"):
             right.plot(

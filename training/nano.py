@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from compare2score.comparator.decoder import Comparison
 from compare2score.comparator.nano import NanoComparator
 from compare2score.training.corpus import read_corpus
 from compare2score.training.features import FrozenFeatures, cached_features
-from compare2score.training.finetune import Finetuner, Recipe
+from compare2score.training.finetune import Finetuner
 from compare2score.training.pretrained import pretrained_nano
+from compare2score.training.recipe import Recipe
 
 CALIBRATION_IMAGES = 512
 """Images, evenly over the corpus, whose statistics standardise the abstractor's input."""
@@ -26,6 +28,7 @@ def train_nano(
     size: int = 384,
     layers: int = 4,
     comparison: Comparison = "late",
+    instructions: Sequence[Path] = (),
 ) -> Path:
     """Trains a nano comparator, or goes on with a run that was interrupted.
 
@@ -37,6 +40,7 @@ def train_nano(
         size: side of the input square in pixels.
         layers: decoder layers kept.
         comparison: "late" or "causal".
+        instructions: files of comparative instructions to train on, too.
 
     Returns:
         The checkpoint's folder.
@@ -46,7 +50,7 @@ def train_nano(
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    corpus = read_corpus(tables, photographs, recipe.seed)
+    corpus = read_corpus(tables, photographs, recipe.seed, instructions)
     model = pretrained_nano(layers, size, comparison)
     features = cached_features(model, corpus, recipe.frozen_stages, out / "features")
     calibrate_abstractor(model, features)

@@ -33,7 +33,10 @@ def package_file(package: str, pattern: str) -> Path:
 
 
 def read_smollm2(layers: int, comparison: Comparison) -> tuple[Any, Any, DecoderConfig]:
-    """De-quantises SmolLM2-135M: the transformers model, its tokenizer, and our decoder's config."""
+    """De-quantises SmolLM2-135M: the transformers model, its tokenizer, and our decoder's config.
+
+    Raises MissingExtraError without transformers; CheckpointError without the weights or that many layers.
+    """
     try:
         import gguf  # noqa: F401  (transformers needs it to read the file)
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,8 +44,12 @@ def read_smollm2(layers: int, comparison: Comparison) -> tuple[Any, Any, Decoder
         raise MissingExtraError("train", "Reading SmolLM2's weights") from error
     file = package_file(DECODER_PACKAGE, "*.gguf")
     language_model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     source = language_model.config
+    if not 1 <= layers <= source.num_hidden_layers:
+        raise CheckpointError(
+            f"The decoder has {source.num_hidden_layers} layers; keep 1 to all of them, not {layers}."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     config = DecoderConfig(
         layers=layers,
         width=source.hidden_size,
@@ -64,7 +71,13 @@ def pretrained_nano(layers: int = 4, size: int = 384, comparison: Comparison = "
         layers: decoder layers kept.
         size: side of the input square in pixels, a multiple of 64.
         comparison: "late" or "causal", see `compare2score.comparator.decoder`.
+
+    Raises:
+        CheckpointError: the pretrained parts are not installed, or do not come in this size.
+        MissingExtraError: transformers is not installed.
     """
+    if size < 64 or size % 64:
+        raise CheckpointError(f"The input's side is {size} pixels; give a multiple of 64.")
     encoder_file = package_file(ENCODER_PACKAGE, "models/*.pth")
     language_model, tokenizer, decoder = read_smollm2(layers, comparison)
     texts, level_ids = prompt_token_ids(lambda text: tokenizer(text, add_special_tokens=False).input_ids)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,37 +21,35 @@ class OnnxRuntimeBackend:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
         self.threads = threads
+        self.sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     @property
     def name(self) -> str:
-        return f"onnxruntime {onnxruntime.__version__}, {self.vision.get_providers()[0]}"
-
-    @cached_property
-    def vision(self) -> onnxruntime.InferenceSession:
-        return self.session("vision")
-
-    @cached_property
-    def prefixer(self) -> onnxruntime.InferenceSession:
-        return self.session("prefix")
-
-    @cached_property
-    def decoder(self) -> onnxruntime.InferenceSession:
-        return self.session("decoder")
+        return f"onnxruntime {onnxruntime.__version__}, {self.session('vision').get_providers()[0]}"
 
     def session(self, graph: str) -> onnxruntime.InferenceSession:
-        """Opens one graph. Raises BackendError if ONNX Runtime refuses it."""
+        """Opens one of the bundle's graphs, once. Raises BackendError if ONNX Runtime refuses it."""
+        if graph in self.sessions:
+            return self.sessions[graph]
         path = self.bundle.graph(graph)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        # What it would write to stderr comes as an exception, too.
+        options.log_severity_level = 4
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         try:
-            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception classes are not public
-            reason = " ".join(str(error).split())
-            raise BackendError(
-                f"ONNX Runtime refuses {Path(path).name} ({reason}); export the bundle again."
-            ) from error
+            raise refusal(graph, error) from error
+        return self.sessions.setdefault(graph, session)
+
+    def run(self, graph: str, outputs: list[str], **inputs: Floats) -> list[Floats]:
+        """Runs a graph for its named outputs. Raises BackendError if ONNX Runtime cannot."""
+        session = self.session(graph)
+        try:
+            return list(session.run(outputs, inputs))
+        except Exception as error:
+            raise refusal(graph, error) from error
 
     def chunks(self, images: Floats) -> Iterator[Floats]:
         """Splits a batch where one image in a call could change another's result."""
@@ -62,15 +58,25 @@ class OnnxRuntimeBackend:
             yield images[start : start + step]
 
     def encode(self, pixels: Floats) -> Floats:
-        return np.concatenate([self.vision.run(None, {"pixels": chunk})[0] for chunk in self.chunks(pixels)])
+        return np.concatenate(
+            [self.run("vision", ["visual_tokens"], pixels=chunk)[0] for chunk in self.chunks(pixels)]
+        )
 
     def prefix(self, visual_tokens: Floats) -> Prefix:
-        outputs = [self.prefixer.run(None, {"visual_tokens": chunk}) for chunk in self.chunks(visual_tokens)]
+        outputs = [
+            self.run("prefix", ["keys", "values"], visual_tokens=chunk)
+            for chunk in self.chunks(visual_tokens)
+        ]
         return Prefix(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
 
     def compare(self, visual_tokens: Floats, prefix: Prefix) -> Floats:
         given = {"prefix_keys": prefix.keys, "prefix_values": prefix.values}
         chunks = self.chunks(visual_tokens)
         return np.concatenate(
-            [self.decoder.run(None, {"visual_tokens": chunk, **given})[0] for chunk in chunks]
+            [self.run("decoder", ["level_logits"], visual_tokens=chunk, **given)[0] for chunk in chunks]
         )
+
+
+def refusal(graph: str, error: Exception) -> BackendError:
+    reason = " ".join(str(error).split())
+    return BackendError(f"ONNX Runtime refuses {graph}.onnx ({reason}); export the bundle again.")

@@ -1,0 +1,60 @@
+"""Import time, cold start and peak memory of the lean runtime, each in fresh processes.
+
+python -m compare2score.benchmarks.footprint PHOTO
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compare2score.benchmarks.record import RESULTS, write_record
+
+BASE = "pass"
+IMPORT = "import compare2score"
+SCORE = "import sys; from compare2score import Scorer; Scorer().score(sys.argv[1])"
+
+
+def run_fresh(code: str, *arguments: str) -> tuple[float, float]:
+    """Seconds and peak resident MB of a fresh Python process that runs `code` to its end.
+
+    Raises RuntimeError if it fails.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"The measured process ended with status {process.returncode}.")
+    return seconds, usage.ru_maxrss / 1024  # Linux counts kilobytes
+
+
+def main(
+    photo: Annotated[Path, typer.Argument(help="A photograph to score.")],
+    repeats: Annotated[int, typer.Option(help="Processes of each kind.")] = 7,
+    out: Annotated[Path, typer.Option(help="Folder of the record.")] = RESULTS,
+) -> None:
+    """Measures start-up and memory and writes footprint.json."""
+    cases = {"python alone": (BASE,), "import": (IMPORT,), "first score": (SCORE, str(photo))}
+    runs = {name: [run_fresh(*case) for _ in range(repeats)] for name, case in cases.items()}
+    results = {
+        name: {
+            "seconds_median": round(statistics.median(seconds for seconds, _ in run), 3),
+            "seconds_worst": round(max(seconds for seconds, _ in run), 3),
+            "peak_mb": round(max(memory for _, memory in run), 1),
+        }
+        for name, run in runs.items()
+    }
+    print(write_record("footprint", {"repeats": repeats, **results}, out).read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

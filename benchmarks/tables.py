@@ -1,0 +1,102 @@
+"""Writes the README's result tables from the records in `benchmarks/results/`.
+
+python -m compare2score.benchmarks.tables README.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compare2score.benchmarks.record import RESULTS
+
+Record = dict[str, Any]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def accuracy(record: Record) -> str:
+    """SRCC and PLCC by method and table."""
+    tables = record["results"]["tables"]
+    header = ["method", *(f"{name} SRCC / PLCC ({table['images']} images)" for name, table in tables.items())]
+    methods = next(iter(tables.values()))["methods"]
+    rows = []
+    for method in methods:
+        values = [table["methods"][method] for table in tables.values()]
+        rows.append([method, *(f"{value['srcc']:.3f} / {value['plcc']:.3f}" for value in values)])
+    rows[0][0] = f"**shipped comparator, {record['results']['precision']}**"
+    return markdown(header, rows)
+
+
+def distortions(record: Record) -> str:
+    """How often the clean photograph scores higher."""
+    found = record["results"]["distortions"]
+    count, wins = found["photographs"], found["clean_preferred"]
+    rows = [[name, f"{won} of {count}"] for name, won in wins.items()]
+    total = sum(wins.values())
+    share = 100 * total / (count * len(wins))
+    rows.append(["all", f"{total} of {count * len(wins)} ({share:.1f} %)"])
+    return markdown(["distortion", "clean photograph scores higher"], rows)
+
+
+def footprint(record: Record) -> str:
+    """Start-up and memory."""
+    rows = [
+        [
+            name,
+            f"{case['seconds_median']:.2f} s",
+            f"{case['seconds_worst']:.2f} s",
+            f"{case['peak_mb']:.0f} MB",
+        ]
+        for name, case in record["results"].items()
+        if isinstance(case, dict)
+    ]
+    return markdown(["fresh process", "median", "worst", "peak memory"], rows)
+
+
+def origin(record: Record) -> str:
+    """One line that names the machine, the versions and the commit."""
+    machine = record["machine"]
+    return (
+        f"Measured {record['date']} on {machine['cores']} cores of an {machine['processor']}, "
+        f"Python {machine['python']}, onnxruntime {machine['onnxruntime']}, commit {record['commit']}."
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "accuracy": ("accuracy", accuracy),
+    "distortions": ("accuracy", distortions),
+    "footprint": ("footprint", footprint),
+}
+
+
+def filled(text: str, results: Path) -> str:
+    """The text with every block between `<!-- table:NAME -->` and `<!-- end -->` written anew."""
+
+    def block(match: re.Match[str]) -> str:
+        name, render = TABLES[match[1]]
+        record = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        return f"<!-- table:{match[1]} -->\n{render(record)}\n\n{origin(record)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table:(\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def main(
+    document: Annotated[Path, typer.Argument(help="Markdown file with table markers.")],
+    results: Annotated[Path, typer.Option(help="Folder of the records.")] = RESULTS,
+) -> None:
+    """Fills the tables of a document."""
+    document.write_text(filled(document.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,161 @@
+"""`c2s export`: from a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from compare2score.cli.anchors import choose, read_table
+from compare2score.cli.console import print_json, print_table, remark
+from compare2score.cli.extra import extra
+from compare2score.cli.inputs import expand
+from compare2score.cli.options import Json, examples
+from compare2score.errors import LabelError
+
+if TYPE_CHECKING:
+    from compare2score.export.exporter import ExportReport
+
+EXAMPLES = examples(
+    "c2s export run/checkpoint --out bundle/ --anchors koniq/",
+    "c2s export run/checkpoint --out small/ --precision int8 --anchors koniq/ --check koniq/ spaq/",
+)
+Precision = Literal["fp32", "int8"]
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a trained comparator.")],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle; it must not exist yet.")],
+    anchors: Annotated[
+        Path,
+        typer.Option(
+            metavar="LABELS_OR_FOLDER",
+            help="A label table or the folder of one, to choose five from, or a folder of anchor images.",
+        ),
+    ],
+    precision: Annotated[Precision, typer.Option(help="Of the graphs.")] = "fp32",
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="LABELS...", help="Label tables whose val rows show what int8 changes."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Export a comparator as a bundle.
+
+    Its graphs are held against torch, and the anchors precomputed with them. With int8 and --check, prints
+    how the scores of labelled images correlate with people's (SRCC) before and after. A loss that is too
+    large is said plainly; the bundle is written all the same.
+    """
+    from compare2score.bundle import refuse_existing
+
+    refuse_existing(out)
+    with extra("export", "Exporting"):
+        import onnx  # noqa: F401  (torch imports it late, and says less)
+        import onnxscript  # noqa: F401
+
+        from compare2score.comparator.checkpoint import load_comparator
+        from compare2score.export.drift import LabelledImages
+        from compare2score.export.exporter import export_bundle
+
+    images = anchor_images(anchors)
+    tables = [read_table(table_file(path), "val") for path in check or ()]
+    checks = [LabelledImages(t.name, tuple(t.root / image for image in t.images), t.mos) for t in tables]
+    comparator = load_comparator(checkpoint)
+    notes = {"anchors_from": anchors.resolve().name}
+    with quiet():
+        report = export_bundle(comparator, out, precision, images, checks, notes)
+    if precision == "fp32" and checks:
+        remark("Nothing was checked: fp32 is what other precisions are held against.")
+    print_report(report, as_json)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the exporter's and the quantiser's accounts of their own work off the screen, but for errors."""
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def table_file(path: Path) -> Path:
+    """A label table, or the one that a folder holds."""
+    return path / "labels.csv" if path.is_dir() else path
+
+
+def anchor_images(path: Path) -> list[Path]:
+    """Five anchors chosen from a label table's train rows, or all images of a folder without a table.
+
+    Raises LabelError, or ImageError for a folder without images.
+    """
+    if path.is_dir() and not table_file(path).exists():
+        inputs = expand([str(path)])
+        for item in inputs:
+            if item.error:
+                raise item.error
+        return [Path(item.path) for item in inputs]
+    if not path.exists():
+        raise LabelError(f"{path} does not exist; give a label table or a folder of anchor images.")
+    table = read_table(table_file(path), None)
+    return [table.root / table.images[row] for row in choose(table).tolist()]
+
+
+def print_report(report: ExportReport, as_json: bool) -> None:
+    """Prints what an export wrote and measured."""
+    bundle, drifts = report.bundle, report.drifts
+    if as_json:
+        rows: list[dict[str, Any]] = [{**asdict(drift), "accepted": drift.accepted} for drift in drifts]
+        paths = {
+            "bundle": str(bundle.path),
+            "identity": bundle.identity,
+            "precision": bundle.manifest.precision,
+        }
+        print_json({**paths, "parity": report.parity, "drifts": rows})
+        return
+    print_table(
+        ("Graph", "largest difference from torch"),
+        [(name, f"{difference:.1e}") for name, difference in report.parity.items()],
+    )
+    if drifts:
+        print_table(
+            (
+                "Checked on",
+                "images",
+                "SRCC fp32",
+                f"SRCC {bundle.manifest.precision}",
+                "rank correlation",
+                "",
+            ),
+            [
+                (
+                    d.name,
+                    str(d.images),
+                    f"{d.srcc_fp32:.4f}",
+                    f"{d.srcc:.4f}",
+                    f"{d.rank_correlation:.4f}",
+                    verdict(d.accepted),
+                )
+                for d in drifts
+            ],
+        )
+    for drift in drifts:
+        if not drift.accepted:
+            remark(
+                f"On {drift.name} {bundle.manifest.precision} loses too much: SRCC falls from "
+                f"{drift.srcc_fp32:.4f} to {drift.srcc:.4f}; use fp32, or other images to judge by."
+            )
+    print(f"bundle: {bundle.path}")
+
+
+def verdict(accepted: bool) -> str:
+    return "accepted" if accepted else "NOT accepted"

@@ -1,0 +1,244 @@
+"""`c2s train`: instructions are counted by hand, and the nano verb passes on what it was given."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from compare2score.cli.train import Comparison, Mix
+from compare2score.training.recipe import Recipe
+
+LEVELS = ("inferior", "worse", "similar", "better", "superior")
+
+
+def table(path, mos, std=1.0, split=None):
+    rows = [f"{i}.png,{value},{std}" + (f",{split[i]}" if split else "") for i, value in enumerate(mos)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["image,mos,std" + (",split" if split else ""), *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def run(c2s, tmp_path):
+    def run(*arguments):
+        return c2s("train", "instructions", "--out", tmp_path / "pairs.jsonl", *arguments)
+
+    return run
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+
+
+def test_levels_and_shortfalls_are_counted_by_table(run, tmp_path):
+    # sigma = sqrt(2): differences of 0, 2 and 4 are similar, better (worse) and superior (inferior).
+    near = table(tmp_path / "near.csv", [0, 0, 0])
+    far = table(tmp_path / "far.csv", [0, 2, 4])
+    result = run("--labels", near, "--labels", far, "--pairs", 5, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    report = json.loads(result.stdout)
+    assert report["out"] == str(tmp_path / "pairs.jsonl")
+    assert report["pairs"] == 10 == len(lines(tmp_path))
+    counts = {row["name"]: list(row["levels"].values()) for row in report["tables"]}
+    missing = {row["name"]: list(row["missing"].values()) for row in report["tables"]}
+    assert counts["near"] == [0, 0, 5, 0, 0]
+    assert missing["near"] == [1, 1, 0, 1, 1]
+    # far has two pairs each of better and worse, one each of superior and inferior, none of similar.
+    assert counts["far"][2] == 0
+    assert missing["far"] == [0, 0, 1, 0, 0]
+    for name in ("near", "far"):
+        answered = [row["level"] for row in lines(tmp_path) if row["dataset"] == name]
+        assert [answered.count(level) for level in LEVELS] == counts[name]
+
+
+def test_text_names_the_shortfall_on_stderr(run, tmp_path):
+    result = run("--labels", table(tmp_path / "near.csv", [0, 0, 0]), "--pairs", 5)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "Table  inferior  worse  similar  better  superior  pairs",
+        "near          0      0        5       0         0      5",
+        f"{tmp_path / 'pairs.jsonl'}: 5 pairs",
+    ]
+    assert result.stderr == (
+        "near has too few pairs of some levels; short of an equal share are 1 inferior, 1 worse, 1 better, "
+        "1 superior.\n"
+    )
+
+
+def test_a_natural_mix_has_no_shares_to_fall_short_of(run, tmp_path):
+    labels = table(tmp_path / "near.csv", [0, 0, 0])
+    result = run("--labels", labels, "--pairs", 5, "--mix", "natural")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_one_option_takes_several_tables(run, tmp_path):
+    tables = [table(tmp_path / f"{name}.csv", [0, 2, 4]) for name in "abc"]
+    result = run("--labels", *tables, "--pairs", 2, "--json")
+    assert [row["name"] for row in json.loads(result.stdout)["tables"]] == ["a", "b", "c"]
+
+
+def test_only_train_rows_are_drawn_where_the_table_has_splits(run, tmp_path):
+    labels = table(tmp_path / "t.csv", [0, 1, 2, 3], split=["train", "test", "train", "val"])
+    assert run("--labels", labels, "--pairs", 100).exit_code == 0
+    assert {image for row in lines(tmp_path) for image in row["image"]} == {"0.png", "2.png"}
+    assert run("--labels", labels, "--pairs", 100, "--split", "test").exit_code == 2
+
+
+def test_the_seed_decides(run, tmp_path):
+    labels = table(tmp_path / "t.csv", range(30))
+    written = []
+    for seed in (0, 0, 1):
+        assert run("--labels", labels, "--pairs", 50, "--seed", seed).exit_code == 0
+        written.append((tmp_path / "pairs.jsonl").read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+def test_a_stated_deviation_stands_in_for_an_absent_one(run, tmp_path):
+    labels = tmp_path / "plain.csv"
+    labels.write_text("image,mos\na,0\nb,10\n")
+    assert run("--labels", labels, "--pairs", 2, "--std", 100).exit_code == 0
+    assert {row["level"] for row in lines(tmp_path)} == {"similar"}
+    assert run("--labels", labels, "--pairs", 2, "--std", 1).exit_code == 0
+    assert {row["level"] for row in lines(tmp_path)} == {"inferior", "superior"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--pairs", "5"],
+        ["--labels", "gone.csv", "--pairs", "5"],
+        ["--labels", "t.csv", "--pairs", "0"],
+        ["--labels", "t.csv", "--pairs", "5", "--mix", "even"],
+        ["--labels", "t.csv", "--pairs", "5", "--std", "0"],
+        ["--labels", "t.csv", "t.csv", "--pairs", "5"],
+    ],
+)
+def test_wrong_use_writes_nothing(run, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "t.csv", [0, 2, 4])
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert not (tmp_path / "pairs.jsonl").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(c2s, tmp_path):
+    labels = table(tmp_path / "t.csv", [0, 2, 4])
+    result = c2s(
+        "train", "instructions", "--labels", labels, "--pairs", 2, "--out", tmp_path / "no" / "pairs.jsonl"
+    )
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+
+
+# The nano verb, with the training itself taken out
+
+
+@pytest.fixture
+def training(monkeypatch):
+    """Calls of train_nano, which prints an epoch and returns at once."""
+    calls = []
+
+    def train_nano(*arguments):
+        calls.append(arguments)
+        print('{"epoch": 1}')
+        return arguments[2] / "checkpoint"
+
+    module = ModuleType("compare2score.training.nano")
+    module.train_nano = train_nano
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return calls
+
+
+def test_the_run_gets_what_the_command_line_says(c2s, training, tmp_path):
+    arguments = (
+        "--data one two --photos clean --epochs 3 --batch 8 --partners 2 --size 192 --layers 2 "
+        "--comparison causal"
+    )
+    result = c2s(
+        "train", "nano", *arguments.split(), "--seed", 7, "--encoder-rate", "1e-3", "--out", tmp_path / "run"
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f'{{"epoch": 1}}\ncheckpoint: {tmp_path / "run" / "checkpoint"}\n'
+    recipe = dataclasses.replace(Recipe(), epochs=3, batch=8, partners=2, encoder_rate=1e-3, seed=7)
+    assert training == [
+        ([Path("one"), Path("two")], [Path("clean")], tmp_path / "run", recipe, 192, 2, "causal")
+    ]
+
+
+def test_json_ends_with_the_checkpoint(c2s, training, tmp_path):
+    result = c2s("train", "nano", "--data", "one", "--out", tmp_path / "run", "--json")
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"epoch": 1},
+        {"checkpoint": str(tmp_path / "run" / "checkpoint")},
+    ]
+    assert training[0][1] == []
+
+
+def test_an_interruption_says_how_to_go_on(c2s, training, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["compare2score.training.nano"], "train_nano", interrupted)
+    result = c2s("train", "nano", "--data", "one", "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted; the same command goes on after the last whole epoch.\n"
+
+
+def test_without_options_the_recipe_is_the_trainings_own(c2s, training, tmp_path):
+    c2s("train", "nano", "--data", "one", "--out", tmp_path / "run")
+    assert training[0][3] == Recipe()
+
+
+def test_the_defaults_of_the_model_are_the_trainings_own(c2s, monkeypatch, tmp_path):
+    pytest.importorskip("torch", reason="the training's module needs torch")
+    from compare2score.training import nano
+
+    calls = []
+    defaults = nano.train_nano.__defaults__
+    monkeypatch.setattr(nano, "train_nano", lambda *arguments: calls.append(arguments))
+    c2s("train", "nano", "--data", "one", "--out", tmp_path / "run")
+    assert calls[0][4:] == defaults
+
+
+def test_the_choices_are_the_trainings_own():
+    pytest.importorskip("torch", reason="the decoder's module needs torch")
+    from compare2score.comparator import decoder
+    from compare2score.training import pairs
+
+    assert set(Mix.__args__) == set(pairs.Mix.__args__)
+    assert set(Comparison.__args__) == set(decoder.Comparison.__args__)
+
+
+@pytest.mark.parametrize("package", ["torch", "matplotlib"])
+def test_without_the_extra_one_sentence_names_the_install(tmp_path, package):
+    program = (
+        "import sys\n"
+        "sys.modules[sys.argv.pop(1)] = None\n"  # importing it fails, as if it were not installed
+        "from compare2score.cli import main\n"
+        "main()\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        package,
+        "train",
+        "nano",
+        "--data",
+        "x",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "80"}
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Training needs an optional part: pip install 'compare2score-edge[train]'.\n"
+    assert not (tmp_path / "run").exists()

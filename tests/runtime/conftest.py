@@ -1,0 +1,9 @@
+"""Makes the toy bundle's fixtures and functions available to the tests of this folder."""
+
+import sys
+from pathlib import Path
+
+# Tests are no package, so that what two folders share has to be found on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from toy_bundle import bundle  # noqa: F401

@@ -1,0 +1,424 @@
+"""Fine-tuning on pictures blurred to known levels: it learns, it survives, it refuses what does not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from scipy.optimize import minimize
+from scipy.stats import norm
+
+from compare2score.anchors.select import select_anchors
+from compare2score.comparator import load_comparator
+from compare2score.comparator.nano import NanoComparator
+from compare2score.errors import CheckpointError, LabelError
+from compare2score.image import preprocess
+from compare2score.training import finetune, nano
+from compare2score.training.batches import pair_batch
+from compare2score.training.corpus import Corpus, read_corpus
+from compare2score.training.features import FrozenFeatures, cached_features
+from compare2score.training.finetune import Finetuner
+from compare2score.training.nano import calibrate_abstractor, train_nano
+from compare2score.training.recipe import Recipe
+
+TRAIN, VAL = 48, 16
+RECIPE = Recipe(
+    epochs=4,
+    batch=16,
+    partners=15,
+    frozen_stages=2,
+    encoder_rate=2e-3,
+    abstractor_rate=4e-3,
+    decoder_rate=4e-3,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _on_the_processor():
+    """What is compared to the bit is computed where it is reproducible."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, texture) -> Path:
+    """Pictures blurred by up to 3 pixels, labelled by it; every fourth is for validation."""
+    folder = tmp_path_factory.mktemp("blurred")
+    rows = ["image,mos,std,split"]
+    radii = np.random.default_rng(0).permutation(np.linspace(0, 3, TRAIN + VAL))
+    for i, radius in enumerate(radii.tolist()):
+        picture = Image.fromarray(texture(i)).filter(ImageFilter.GaussianBlur(radius))
+        picture.save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{100 - 30 * radius},5,{'train' if i % 4 else 'val'}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(dataset) -> Corpus:
+    return read_corpus([dataset], [], seed=0)
+
+
+@pytest.fixture(scope="module")
+def fresh(tiny_comparator, corpus, tmp_path_factory) -> Callable[..., tuple[NanoComparator, FrozenFeatures]]:
+    """Makes the same untrained comparator again and again, with its features."""
+    cache = tmp_path_factory.mktemp("features")
+
+    def make(comparison: str = "late") -> tuple[NanoComparator, FrozenFeatures]:
+        model = tiny_comparator(comparison)
+        features = cached_features(model, corpus, RECIPE.frozen_stages, cache)
+        calibrate_abstractor(model, features)
+        return model, features
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(fresh, corpus, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("run")
+    model, features = fresh()
+    finetuner = Finetuner(model, corpus, features, RECIPE, folder)
+    finetuner.resume()
+    finetuner.run()
+    return folder
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def same_tensors(a: object, b: object) -> bool:
+    """Whether two nests of dicts, lists and tensors are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same_tensors(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_tensors, a, b))
+    return a == b
+
+
+def same_runs(a: Path, b: Path) -> bool:
+    states = [torch.load(folder / "state.pt", weights_only=True) for folder in (a, b)]
+    weights = [load_comparator(folder / "checkpoint").state_dict() for folder in (a, b)]
+    return same_tensors(*states) and same_tensors(*weights) and log_of(a) == log_of(b)
+
+
+def test_the_loss_falls_and_the_scores_follow_the_labels(fresh, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "plot_log", lambda folder: None)  # slower than such an epoch
+    model, features = fresh()
+    recipe = replace(RECIPE, epochs=20, batch=8, decoder_rate=2e-3)
+    Finetuner(model, corpus, features, recipe, tmp_path).run()
+    rows = log_of(tmp_path)
+    assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
+    assert rows[-1]["val_loss"] < 0.9 * rows[0]["val_loss"]
+    # Of sixteen pictures in random order one in a hundred does as well.
+    assert rows[-1][f"val_srcc_{corpus.parts[0].name}"] > 0.6
+
+
+def test_every_epoch_has_a_row_in_the_log(trained, corpus):
+    rows = log_of(trained)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert set(row) == {"epoch", "train_loss", "val_loss", f"val_srcc_{corpus.parts[0].name}"}
+        assert all(math.isfinite(value) for value in row.values())
+
+
+def test_the_learning_curve_is_drawn(trained):
+    with Image.open(trained / "log.png") as curve:
+        assert curve.format == "PNG"
+        assert len(set(curve.convert("L").getdata())) > 10
+
+
+def test_only_the_frozen_weights_stay(trained, fresh):
+    before, after = fresh()[0].state_dict(), load_comparator(trained / "checkpoint").state_dict()
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    frozen = ("encoder.stem.", "encoder.stages.0.", "encoder.stages.1.", "abstractor.feature_")
+    assert kept == {n for n in before if n.startswith(frozen) or n.endswith("depthwise.weight")}
+
+
+def test_the_checkpoint_is_the_state_that_is_resumed(trained):
+    state = torch.load(trained / "state.pt", weights_only=True)
+    assert state["epoch"] == RECIPE.epochs
+    assert same_tensors(state["model"], dict(load_comparator(trained / "checkpoint").state_dict()))
+
+
+@pytest.mark.parametrize("moment", ["before its log row", "between log row and save", "in the save"])
+def test_a_run_killed_in_its_third_epoch_and_resumed_equals_an_uninterrupted_one(
+    trained, fresh, corpus, tmp_path, monkeypatch, moment
+):
+    def dies(self, *_):
+        raise KeyboardInterrupt
+
+    def row_then_death(self, row):
+        real_record(self, row)
+        if self.epoch == 3:
+            raise KeyboardInterrupt
+
+    def death_then_row(self, row):
+        if self.epoch == 3:
+            raise KeyboardInterrupt
+        real_record(self, row)
+
+    def half_a_state(state, path):
+        if state["epoch"] == 3:
+            path.write_bytes(b"half a state")
+            raise KeyboardInterrupt
+        real_save(state, path)
+
+    real_record, real_save = Finetuner.record, torch.save
+    model, features = fresh()
+    with monkeypatch.context() as patch:
+        if moment == "in the save":
+            patch.setattr(torch, "save", half_a_state)
+        else:
+            patch.setattr(Finetuner, "record", death_then_row if "before" in moment else row_then_death)
+        with pytest.raises(KeyboardInterrupt):
+            Finetuner(model, corpus, features, RECIPE, tmp_path).run()
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["epoch"] == 2
+    model, features = fresh()
+    resumed = Finetuner(model, corpus, features, RECIPE, tmp_path)
+    resumed.resume()
+    assert resumed.epoch == 2
+    resumed.run()
+    assert same_runs(tmp_path, trained)
+
+
+def test_a_finished_run_stays_as_it_is(trained, fresh, corpus):
+    before = (trained / "state.pt").read_bytes(), log_of(trained)
+    model, features = fresh()
+    finetuner = Finetuner(model, corpus, features, RECIPE, trained)
+    finetuner.resume()
+    finetuner.run()
+    assert ((trained / "state.pt").read_bytes(), log_of(trained)) == before
+
+
+def test_a_run_killed_in_its_first_epoch_starts_over(trained, fresh, corpus, tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1, "train_loss": 9.0}\n{"epo')
+    model, features = fresh()
+    finetuner = Finetuner(model, corpus, features, replace(RECIPE, epochs=1), tmp_path)
+    finetuner.resume()
+    finetuner.run()
+    assert [row["epoch"] for row in log_of(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("change", ["recipe", "model", "data"])
+def test_another_run_in_the_same_folder_is_refused(trained, fresh, corpus, change):
+    recipe = replace(RECIPE, decoder_rate=1e-5) if change == "recipe" else RECIPE
+    model, features = fresh("causal" if change == "model" else "late")
+    if change == "data":
+        part = corpus.parts[0]
+        fewer = replace(part, items=part.items[1:], mos=part.mos[1:], std=part.std[1:])
+        corpus = replace(corpus, parts=(fewer, *corpus.parts[1:]))
+    finetuner = Finetuner(model, corpus, features, recipe, trained)
+    with pytest.raises(CheckpointError, match=r"another recipe, model or data; choose .*\.$"):
+        finetuner.resume()
+
+
+@pytest.mark.parametrize("part", [0, 0.5, 0.99])
+def test_a_damaged_state_is_refused(trained, fresh, corpus, tmp_path, part):
+    data = (trained / "state.pt").read_bytes()
+    (tmp_path / "state.pt").write_bytes(data[: int(len(data) * part)])
+    model, features = fresh()
+    with pytest.raises(CheckpointError, match="damaged"):
+        Finetuner(model, corpus, features, RECIPE, tmp_path).resume()
+
+
+def test_a_state_without_a_subject_is_resumed(trained, fresh, corpus, tmp_path):
+    state = torch.load(trained / "state.pt", weights_only=True)
+    del state["subject"]
+    torch.save(state, tmp_path / "state.pt")
+    model, features = fresh()
+    finetuner = Finetuner(model, corpus, features, RECIPE, tmp_path)
+    finetuner.resume()
+    assert finetuner.epoch == RECIPE.epochs
+
+
+def test_a_corpus_smaller_than_a_batch_is_refused(fresh, corpus, tmp_path):
+    model, features = fresh()
+    with pytest.raises(LabelError, match=f"{TRAIN + 1} training images"):
+        Finetuner(model, corpus, features, replace(RECIPE, batch=TRAIN + 1), tmp_path)
+
+
+def test_a_table_without_anchors_is_refused_before_training(fresh, corpus, tmp_path):
+    part = corpus.parts[0]
+    gap = replace(part, mos=np.where(part.mos > part.mos.mean(), 100.0, 0.0))
+    model, features = fresh()
+    with pytest.raises(LabelError, match="have a MOS in"):
+        Finetuner(model, replace(corpus, parts=(gap, *corpus.parts[1:])), features, RECIPE, tmp_path)
+
+
+@pytest.mark.parametrize("comparison", ["late", "causal"])
+def test_the_loss_is_the_cross_entropy_of_the_levels(fresh, corpus, tmp_path, comparison):
+    model, features = fresh(comparison)
+    model.config = replace(model.config, temperature=2.5)
+    part = corpus.parts[0]
+    batch = pair_batch(part, np.arange(8), 3, np.random.default_rng(0))
+    finetuner = Finetuner(model, corpus, features, RECIPE, tmp_path)
+    loss = finetuner.loss(batch, np.zeros(8, dtype=np.intp)).item()
+    pixels = [preprocess(corpus.items[i].path, model.config.image) for i in batch.items]
+    with torch.inference_mode():
+        tokens = model.encode(torch.from_numpy(np.stack(pixels)))
+        logits = model.compare(tokens, *model.prefix(tokens)).double().numpy()
+    expected = []
+    for first, second, target in zip(batch.first, batch.second, batch.targets, strict=True):
+        powers = np.exp(logits[second, first] / 2.5)
+        expected.append(-(target * np.log(powers / powers.sum())).sum())
+    assert loss == pytest.approx(np.mean(expected), rel=0.02)  # bfloat16
+
+
+def test_validation_scores_are_the_maximum_a_posteriori(trained, fresh, corpus, tmp_path):
+    _, features = fresh()
+    model = load_comparator(trained / "checkpoint")
+    train, val = corpus.parts
+    items = val.items[:4]
+    finetuner = Finetuner(model, corpus, features, RECIPE, tmp_path)
+    model.eval()
+    with torch.inference_mode():
+        scores = finetuner.scores(items, finetuner.anchors[val.name])
+    anchors = train.items[select_anchors(train.mos, train.std)]
+    weights = np.array([0, 0.25, 0.5, 0.75, 1])
+
+    def preferred(second: int, first: int) -> float:
+        pair = [preprocess(corpus.items[i].path, model.config.image) for i in (second, first)]
+        with torch.inference_mode():
+            tokens = model.encode(torch.from_numpy(np.stack(pair)))
+            logits = model.compare(tokens[:1], *model.prefix(tokens[1:])).double().numpy().ravel()
+        return float(weights @ np.exp(logits) / np.exp(logits).sum())
+
+    among = {(i, j): preferred(i, j) for i in anchors for j in anchors if i != j}
+    for item, score in zip(items, scores, strict=True):
+        matrix = np.full((6, 6), 0.5)
+        for r, i in enumerate(anchors):
+            for c, j in enumerate(anchors):
+                if r != c:
+                    matrix[r, c] = (among[i, j] + 1 - among[j, i]) / 2
+            matrix[5, r] = preferred(item, i)
+            matrix[r, 5] = 1 - matrix[5, r]
+
+        def loss(q: np.ndarray, matrix: np.ndarray = matrix) -> float:
+            return -(matrix * norm.logcdf(q[:, None] - q[None])).sum() + (q @ q) / 2
+
+        assert score == pytest.approx(minimize(loss, np.zeros(6)).x[5], abs=0.05)  # bfloat16
+
+
+def test_rates_rise_linearly_and_fall_to_nothing_as_a_cosine(fresh, corpus, tmp_path):
+    model, features = fresh()
+    finetuner = Finetuner(model, corpus, features, replace(RECIPE, epochs=10, warmup=0.2), tmp_path)
+    rates = [finetuner.rate(step) for step in range(31)]  # three steps an epoch
+    np.testing.assert_allclose(rates[:6], np.arange(1, 7) / 6)
+    np.testing.assert_allclose(rates[6:], [math.cos(math.pi * k / 48) ** 2 for k in range(25)], atol=1e-12)
+
+
+def test_training_calibrates_the_abstractor_on_the_corpus(fresh, corpus):
+    model, _ = fresh()
+    pixels = np.stack([preprocess(item.path, model.config.image) for item in corpus.items])
+    with torch.inference_mode():
+        maps = model.encoder(torch.from_numpy(pixels))[1:]
+    moments = [moment for m in maps for moment in (m.mean(dim=(2, 3)), m.std(dim=(2, 3), correction=0))]
+    expected = torch.cat(moments, dim=1)
+    # The last token describes the whole map; bfloat16 in the cached stages.
+    mean, deviation = model.abstractor.feature_mean[-1], 1 / model.abstractor.feature_scale[-1]
+    np.testing.assert_allclose(mean, expected.mean(dim=0), atol=0.02)
+    np.testing.assert_allclose(deviation, expected.std(dim=0), rtol=0.1, atol=2e-3)
+
+
+def test_training_in_one_call_and_again(tiny_comparator, dataset, texture, tmp_path, monkeypatch):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for i in range(8):
+        Image.fromarray(texture(100 + i, 96)).save(photographs / f"{i}.jpg")
+    asked = []
+
+    def untrained(*arguments):
+        asked.append(arguments)
+        return tiny_comparator("causal")
+
+    monkeypatch.setattr(nano, "pretrained_nano", untrained)
+    out, recipe = tmp_path / "new" / "out", replace(RECIPE, epochs=2)
+    checkpoint = train_nano([dataset], [photographs], out, recipe, size=64, layers=2, comparison="causal")
+    assert asked == [(2, 64, "causal")]
+    assert checkpoint == out / "checkpoint"
+    weights, rows = load_comparator(checkpoint).state_dict(), log_of(out)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    train_nano([dataset], [photographs], out, recipe, size=64, layers=2, comparison="causal")
+    assert same_tensors(dict(load_comparator(checkpoint).state_dict()), dict(weights))
+    assert log_of(out) == rows
+    with pytest.raises(CheckpointError, match="choose another --out"):
+        train_nano([dataset], [photographs], out, replace(recipe, seed=1), size=64)
+
+
+KILLED_RUN = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from compare2score.comparator import load_comparator
+from compare2score.training import features, finetune, nano, recipe
+
+untrained, dataset, out, moment = sys.argv[1:]
+nano.pretrained_nano = lambda *_: load_comparator(untrained)
+features.BATCH, features.BATCHES_PER_SAVE = 4, 3
+pixel_batch, record, save = features.pixel_batch, finetune.Finetuner.record, torch.save
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def caching(items, model):
+    if moment == "caching" and items[0].path.name == {twentieth!r}:
+        die()
+    return pixel_batch(items, model)
+
+def logging(self, row):
+    record(self, row)
+    if moment == "logging" and self.epoch == 2:
+        die()
+
+def saving(state, path):
+    save(state, path)
+    if moment == "saving" and state["epoch"] == 3:
+        os.truncate(path, 5000)
+        die()
+
+features.pixel_batch, finetune.Finetuner.record, torch.save = caching, logging, saving
+nano.train_nano([Path(dataset)], [], Path(out), recipe.Recipe(
+    epochs=4, batch=16, partners=4, frozen_stages=2, decoder_rate=4e-3))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_run_killed_by_the_system_again_and_again_equals_an_uninterrupted_one(
+    tiny_comparator, dataset, corpus, tmp_path
+):
+    tiny_comparator().save(tmp_path / "untrained")
+    program = KILLED_RUN.replace("{twentieth!r}", repr(corpus.items[20].path.name))
+
+    def run(out: Path, moment: str) -> int:
+        command = [sys.executable, "-c", program, tmp_path / "untrained", dataset, out, moment]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+    assert run(tmp_path / "whole", "never") == 0
+    for moment in ("caching", "logging", "saving"):
+        assert run(tmp_path / "killed", moment) == -signal.SIGKILL
+    done = json.loads((tmp_path / "killed" / "features" / "features.json").read_text())["done"]
+    assert done == TRAIN + VAL
+    assert [row["epoch"] for row in log_of(tmp_path / "killed")] == [1, 2, 3]
+    assert torch.load(tmp_path / "killed" / "state.pt", weights_only=True)["epoch"] == 2
+    assert run(tmp_path / "killed", "never") == 0
+    assert same_runs(tmp_path / "killed", tmp_path / "whole")
