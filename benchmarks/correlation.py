@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 
 def logistic(x: Array, low: float, high: float, center: float, log_width: float) -> Array:
     """Four-parameter logistic of the VQEG reports, increasing in x."""
-    return low + (high - low) * expit((x - center) / np.exp(log_width))
+    return np.asarray(low + (high - low) * expit((x - center) / np.exp(log_width)))
 
 
 def srcc(scores: Array, mos: Array) -> float:

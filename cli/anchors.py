@@ -83,7 +83,7 @@ def read_table(labels: Path, split: str | None, std: float | None = None) -> Lab
         table = read_labels(labels, std)
         if table.split is None:
             return table
-    return read_labels(labels, std, split or "train")
+    return read_labels(labels, std, "train" if split is None else split)
 
 
 def choose(table: LabelTable, intervals: int = 5, per_interval: int = 1) -> NDArray[np.intp]:

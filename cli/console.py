@@ -58,11 +58,10 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def terminal(stream: Any) -> Any:
-    """A rich Console on `stream`, one that writes plain text where that is no terminal."""
+    """A rich Console on `stream`, which is a terminal: rich would take FORCE_COLOR for one, too."""
     from rich.console import Console
 
-    # Said, because rich takes FORCE_COLOR and a few other variables for a terminal.
-    return Console(file=stream, force_terminal=stream.isatty(), highlight=False)
+    return Console(file=stream, highlight=False)
 
 
 def track(items: Iterable[T], total: int, label: str, shown: bool = True) -> Iterator[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import warnings
@@ -18,7 +19,8 @@ from compare2score.cli.console import print_json, print_table, remark
 from compare2score.cli.extra import extra
 from compare2score.cli.inputs import expand
 from compare2score.cli.options import Json, examples
-from compare2score.errors import LabelError
+from compare2score.errors import CheckpointError, LabelError
+from compare2score.training.recipe import ACCOUNT
 
 if TYPE_CHECKING:
     from compare2score.export.exporter import ExportReport
@@ -68,7 +70,9 @@ def export(
     tables = [read_table(table_file(path), "val") for path in check or ()]
     checks = [LabelledImages(t.name, tuple(t.root / image for image in t.images), t.mos) for t in tables]
     comparator = load_comparator(checkpoint)
-    notes = {"anchors_from": anchors.resolve().name}
+    notes: dict[str, Any] = {"anchors_from": anchors.resolve().name}
+    if (checkpoint / ACCOUNT).exists():
+        notes["training"] = read_account(checkpoint / ACCOUNT)
     with quiet():
         report = export_bundle(comparator, out, precision, images, checks, notes)
     if precision == "fp32" and checks:
@@ -86,6 +90,14 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(logging.NOTSET)
+
+
+def read_account(path: Path) -> Any:
+    """What a training run says of itself, as JSON values. Raises CheckpointError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON; remove it to export without its account.") from error
 
 
 def table_file(path: Path) -> Path:

@@ -12,12 +12,20 @@ from compare2score.cli.anchors import SPLIT_HELP, read_table
 from compare2score.cli.console import print_json, print_table, redirect_bars, remark
 from compare2score.cli.extra import extra
 from compare2score.cli.options import Json, ManyValues, examples
+from compare2score.errors import LabelError
 from compare2score.training.recipe import Recipe
 
 group = typer.Typer(help="Train a comparator on rated images.", no_args_is_help=True)
 
 Mix = Literal["balanced", "natural"]
 Comparison = Literal["late", "causal"]
+Std = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Deviation of opinions, for tables that state none [default: a share of the range].",
+    ),
+]
 RECIPE = Recipe()
 
 
@@ -35,13 +43,7 @@ def instructions(
         Mix, typer.Option(help="As many pairs of every level, or all pairs alike as published.")
     ] = "balanced",
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the draw.")] = 0,
-    std: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Deviation of opinions, for tables that state none [default: a share of the range].",
-        ),
-    ] = None,
+    std: Std = None,
     split: Annotated[str | None, typer.Option(metavar="NAME", help=SPLIT_HELP)] = None,
     as_json: Json = False,
 ) -> None:
@@ -117,6 +119,7 @@ def nano(
     ] = RECIPE.decoder_rate,
     weight_decay: Annotated[float, typer.Option(metavar="X", min=0)] = RECIPE.weight_decay,
     seed: Annotated[int, typer.Option(metavar="N", min=0)] = RECIPE.seed,
+    std: Std = None,
     size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Side of the input square, a multiple of 64.")
     ] = 384,
@@ -130,6 +133,8 @@ def nano(
     checkpoint, the log and its plot in the run's folder; after an interruption, the same command goes on
     from there.
     """
+    if not (data or pairs or photos):
+        raise LabelError("There is nothing to train on; give --data, --pairs or --photos.")
     redirect_bars()
     # Nothing is fetched: the weights come from installed packages.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -150,7 +155,9 @@ def nano(
         seed=seed,
     )
     try:
-        checkpoint = train_nano(data or [], photos or [], out, recipe, size, layers, comparison, pairs or [])
+        checkpoint = train_nano(
+            data or [], photos or [], out, recipe, size, layers, comparison, pairs or [], std
+        )
     except KeyboardInterrupt:
         remark("Interrupted; the same command goes on after the last whole epoch.")
         raise

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 VARIANCE_FLOOR = 1e-6
 TOKEN_GAIN = 0.13
 """Initial root mean square of a visual token's entries: that of the decoder's word embeddings."""
+FEATURE_DROPOUT = 0.2
+"""In training only: a few thousand rated images are soon learned by heart."""
 
 
 def cell_statistics(feature_map: Tensor, grid: int) -> Tensor:
@@ -64,6 +66,7 @@ class VisualAbstractor(nn.Module):
     def forward(self, statistics: Tensor) -> Tensor:
         """Visual tokens [N, grid * grid + 1, D] of cell statistics [N, grid * grid + 1, features]."""
         standard = ((statistics - self.feature_mean) * self.feature_scale).clamp(-8, 8)
+        standard = nn.functional.dropout(standard, FEATURE_DROPOUT, self.training)
         hidden = self.project(standard) + self.position
         tokens: Tensor = self.norm(hidden + self.mix(nn.functional.gelu(hidden)))
         return tokens

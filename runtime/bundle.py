@@ -122,7 +122,7 @@ def open_bundle(path: str | Path | None = None) -> Bundle:
         anchors = None if values["anchors"] is None else read_anchors(folder, values["anchors"])
     except KeyError as error:
         raise BundleError(f"{folder} does not state {error}; export the bundle again.") from error
-    except (TypeError, ValueError, OverflowError, SafetensorError) as error:
+    except (TypeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise BundleError(f"{folder} does not fit together ({reason}); export the bundle again.") from error
     except OSError as error:

@@ -76,7 +76,11 @@ class Corpus:
 
 
 def read_corpus(
-    tables: list[Path], photographs: list[Path], seed: int, instructions: Sequence[Path] = ()
+    tables: list[Path],
+    photographs: list[Path],
+    seed: int,
+    instructions: Sequence[Path] = (),
+    std: float | None = None,
 ) -> Corpus:
     """Reads label tables (train and val rows), and clean photographs and instructions (train only).
 
@@ -88,6 +92,7 @@ def read_corpus(
         photographs: folders of undistorted photographs; every sixth one is held out.
         seed: of the distortions.
         instructions: files of `training.instructions.write_instructions`.
+        std: standard deviation for tables that state none, see `read_labels`.
 
     Raises:
         LabelError: a table, file or folder cannot be used, or two have the same name.
@@ -106,7 +111,7 @@ def read_corpus(
 
     for table in tables:
         for split in ("train", "val"):
-            labels = read_labels(table / "labels.csv" if table.is_dir() else table, split=split)
+            labels = read_labels(table / "labels.csv" if table.is_dir() else table, std, split)
             add(labels.name, split, [Item(labels.root / image) for image in labels.images], labels)
     for folder in photographs:
         photos = split_photographs(folder)[0] if folder.is_dir() else []

@@ -110,8 +110,7 @@ def open_cache(
     paths = folder / "maps.npy", folder / "statistics.npy"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: filled anew
         record = json.loads((folder / RECORD).read_text())
-        # The first records had no "modified".
-        if {"modified": state["modified"], **record, "done": 0} == {**state, "done": 0}:
+        if {**record, "done": 0} == {**state, "done": 0}:
             # Read-only, numpy refuses a file cut short; in mode "r+" it fills it up with zeros.
             for path in paths:
                 np.lib.format.open_memmap(path, mode="r")

@@ -25,9 +25,9 @@ from compare2score.comparison import (
 from compare2score.errors import CheckpointError, LabelError
 from compare2score.thurstone import map_estimate
 from compare2score.training.batches import PairBatch, epoch_batches, pair_batch, steps_of
-from compare2score.training.corpus import Corpus
+from compare2score.training.corpus import Corpus, InstructedPairs, Part
 from compare2score.training.features import FrozenFeatures
-from compare2score.training.recipe import Recipe
+from compare2score.training.recipe import ACCOUNT, Recipe
 
 
 class Finetuner:
@@ -43,7 +43,7 @@ class Finetuner:
         self.model = model.to(self.device)
         self.corpus, self.features, self.recipe, self.folder = corpus, features, recipe, folder
         self.train_parts = corpus.split("train")
-        self.sources = (*self.train_parts, *corpus.pairs)
+        self.sources: tuple[Part | InstructedPairs, ...] = (*self.train_parts, *corpus.pairs)
         self.steps_per_epoch = sum(steps_of(source, recipe.batch) for source in self.sources)
         if not self.steps_per_epoch:
             raise LabelError(
@@ -104,6 +104,8 @@ class Finetuner:
         """Trains the epochs that are left; each ends with validation, a log line and a checkpoint."""
         while self.epoch < self.recipe.epochs:
             self.model.train()
+            # Both depend on the epoch alone, so that a resumed run equals an uninterrupted one.
+            torch.manual_seed(self.recipe.seed * 1_000 + self.epoch)
             generator = np.random.default_rng([self.recipe.seed, self.epoch, 1])
             batches = epoch_batches(
                 self.sources, self.recipe.batch, self.recipe.partners, self.recipe.seed, self.epoch
@@ -172,6 +174,8 @@ class Finetuner:
     def save(self) -> None:
         """Writes the checkpoint and the state to resume from, aside first: a kill loses an epoch at most."""
         self.model.save(self.folder / "checkpoint")
+        account = {"recipe": asdict(self.recipe), "epochs_done": self.epoch, "data": self.data()}
+        (self.folder / "checkpoint" / ACCOUNT).write_text(json.dumps(account, indent=1))
         state = {
             "epoch": self.epoch,
             "recipe": asdict(self.recipe),
@@ -185,10 +189,13 @@ class Finetuner:
         aside.replace(self.folder / "state.pt")
 
     def subject(self) -> str:
-        """The model and the sizes of what it is trained on, as JSON."""
-        parts = [[part.name, part.split, len(part.mos)] for part in self.corpus.parts]
-        pairs = [[pairs.name, "pairs", len(pairs.level)] for pairs in self.corpus.pairs]
-        return json.dumps([self.model.config.to_json(), parts + pairs])
+        """The model and what it is trained on, as JSON."""
+        return json.dumps([self.model.config.to_json(), self.data()])
+
+    def data(self) -> list[list[str | int]]:
+        """Name, split and size of everything the run sees."""
+        parts: list[list[str | int]] = [[part.name, part.split, len(part.mos)] for part in self.corpus.parts]
+        return parts + [[pairs.name, "pairs", len(pairs.level)] for pairs in self.corpus.pairs]
 
     def resume(self) -> None:
         """Goes on from the folder's last whole epoch, if it has one; later rows leave the log.

@@ -29,6 +29,7 @@ def train_nano(
     layers: int = 4,
     comparison: Comparison = "late",
     instructions: Sequence[Path] = (),
+    std: float | None = None,
 ) -> Path:
     """Trains a nano comparator, or goes on with a run that was interrupted.
 
@@ -41,6 +42,7 @@ def train_nano(
         layers: decoder layers kept.
         comparison: "late" or "causal".
         instructions: files of comparative instructions to train on, too.
+        std: standard deviation of opinions in tables that state none, see `read_labels`.
 
     Returns:
         The checkpoint's folder.
@@ -50,7 +52,7 @@ def train_nano(
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    corpus = read_corpus(tables, photographs, recipe.seed, instructions)
+    corpus = read_corpus(tables, photographs, recipe.seed, instructions, std)
     model = pretrained_nano(layers, size, comparison)
     features = cached_features(model, corpus, recipe.frozen_stages, out / "features")
     calibrate_abstractor(model, features)

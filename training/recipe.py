@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ACCOUNT = "training.json"
+"""Beside a checkpoint's weights: how it was trained, for the manifest of what is exported from it."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -21,7 +24,7 @@ class Recipe:
         seed: of batches, mirroring, distortions and untrained weights.
     """
 
-    epochs: int = 7
+    epochs: int = 5
     batch: int = 16
     partners: int = 2
     frozen_stages: int = 3

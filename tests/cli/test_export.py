@@ -16,6 +16,7 @@ from toy_bundle import gray_image, toy_manifest
 
 from compare2score.bundle import open_bundle
 from compare2score.image import preprocess
+from compare2score.training.recipe import ACCOUNT
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,18 @@ def test_five_anchors_come_from_a_tables_train_rows(c2s, exporter, labels, tmp_p
     # Intervals of 2 from 0 to 10; in each the first image with the smallest deviation.
     assert anchors == [labels / f"{mos}x.png" for mos in (0, 2, 4, 6, 8)]
     assert list(notes) == ["anchors_from"]
+
+
+def test_the_trainings_account_becomes_a_note(c2s, exporter, labels, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ACCOUNT).write_text('{"epochs": 7}')
+    arguments = ["export", tmp_path / "run", "--out", tmp_path / "new", "--anchors", labels]
+    assert c2s(*arguments).exit_code == 0
+    assert exporter[0][5] == {"anchors_from": "data", "training": {"epochs": 7}}
+    (tmp_path / "run" / ACCOUNT).write_bytes(b"{\xff")
+    refused = c2s(*arguments)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert f"{ACCOUNT} is not JSON" in refused.stderr
 
 
 def test_a_folder_without_a_table_gives_all_its_images_by_name(c2s, exporter, tmp_path):

@@ -190,7 +190,20 @@ def test_a_file_name_that_is_no_utf_8_is_scored(c2s_process, bundle, photos):
     assert any(os.fsencode(row["path"]).endswith(b"caf\xe9.png") for row in found)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_name_that_the_output_cannot_encode_is_escaped(c2s_process, bundle, tmp_path, encoding):
+    path = gray_image(tmp_path / "Ωü.png", 99)
+    done = c2s_process(
+        "score", path.name, "--bundle", bundle, cwd=tmp_path, env={"PYTHONIOENCODING": encoding}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1].startswith("\\u03a9")
+
+
 # As a process of its own
+
+
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
 def test_the_process_behaves_like_the_function(c2s_process, bundle, mixed):
@@ -240,7 +253,8 @@ def test_rows_appear_while_others_are_still_scored(bundle, photos):
         "--json",
     ]
     command = [sys.executable, "-c", program, *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=BUFFERED) as process:
         first = [json.loads(process.stdout.readline()) for _ in range(4)]
         assert process.poll() is None
         rest, _ = process.communicate(timeout=60)
@@ -251,7 +265,8 @@ def test_rows_appear_while_others_are_still_scored(bundle, photos):
 def test_a_reader_that_goes_away_is_no_error_message(bundle, photos):
     names = [str(photos / "a.png")] * 3000
     command = [sys.executable, "-m", "compare2score.cli", "score", *names, "--bundle", str(bundle), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=BUFFERED) as process:
         assert json.loads(process.stdout.readline())["path"] == names[0]
         process.stdout.close()
         assert process.stderr.read() == ""
@@ -273,13 +288,14 @@ def test_scoring_loads_no_training_framework(bundle, photos):
 pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
 
 
-def on_terminal(*arguments, folder):
-    """Exit status, and what a terminal of 100 columns shows of c2s's stdout and stderr together."""
+def on_terminal(*arguments, folder, stdout=None):
+    """Exit status, and what a terminal of 100 columns shows of c2s's stderr, and of its stdout unless given."""
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "compare2score.cli", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "xterm-256color"}
     environment.pop("NO_COLOR", None)
-    with subprocess.Popen(command, stdout=follower, stderr=follower, env=environment, cwd=folder) as process:
+    streams = {"stdout": stdout or follower, "stderr": follower}
+    with subprocess.Popen(command, **streams, env=environment, cwd=folder) as process:
         os.close(follower)
         shown = b""
         while True:
@@ -292,6 +308,18 @@ def on_terminal(*arguments, folder):
             shown += block
         os.close(leader)
     return process.returncode, shown.decode()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_rows_go_to_a_file_while_the_bar_is_on_the_terminal(bundle, photos, tmp_path, options):
+    with (tmp_path / "rows").open("w") as file:
+        status, shown = on_terminal("score", ".", "--bundle", bundle, *options, folder=photos, stdout=file)
+    assert status == 0
+    assert "Scoring" in shown
+    assert ".png" not in shown
+    text = (tmp_path / "rows").read_text()
+    assert len(text.splitlines()) == (4 if options else 5)
+    assert "\x1b" not in text
 
 
 def test_a_terminal_gets_a_drawn_table_with_bars(bundle, mixed):

@@ -158,8 +158,8 @@ def training(monkeypatch):
 
 def test_the_run_gets_what_the_command_line_says(c2s, training, tmp_path):
     arguments = (
-        "--data one two --photos clean --epochs 3 --batch 8 --partners 2 --size 192 --layers 2 "
-        "--comparison causal"
+        "--data one two --pairs a.jsonl b.jsonl --photos clean --epochs 3 --batch 8 --partners 2 "
+        "--size 192 --layers 2 --comparison causal --std 0.1"
     )
     result = c2s(
         "train", "nano", *arguments.split(), "--seed", 7, "--encoder-rate", "1e-3", "--out", tmp_path / "run"
@@ -167,9 +167,9 @@ def test_the_run_gets_what_the_command_line_says(c2s, training, tmp_path):
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f'{{"epoch": 1}}\ncheckpoint: {tmp_path / "run" / "checkpoint"}\n'
     recipe = dataclasses.replace(Recipe(), epochs=3, batch=8, partners=2, encoder_rate=1e-3, seed=7)
-    assert training == [
-        ([Path("one"), Path("two")], [Path("clean")], tmp_path / "run", recipe, 192, 2, "causal")
-    ]
+    ((data, photos, out, *rest),) = training
+    assert (data, photos, out) == ([Path("one"), Path("two")], [Path("clean")], tmp_path / "run")
+    assert rest == [recipe, 192, 2, "causal", [Path("a.jsonl"), Path("b.jsonl")], 0.1]
 
 
 def test_json_ends_with_the_checkpoint(c2s, training, tmp_path):
@@ -179,6 +179,13 @@ def test_json_ends_with_the_checkpoint(c2s, training, tmp_path):
         {"checkpoint": str(tmp_path / "run" / "checkpoint")},
     ]
     assert training[0][1] == []
+
+
+def test_nothing_to_train_on_is_wrong_use(c2s, training, tmp_path):
+    result = c2s("train", "nano", "--out", tmp_path / "run")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "There is nothing to train on; give --data, --pairs or --photos.\n"
+    assert training == []
 
 
 def test_an_interruption_says_how_to_go_on(c2s, training, monkeypatch, tmp_path):
@@ -204,7 +211,8 @@ def test_the_defaults_of_the_model_are_the_trainings_own(c2s, monkeypatch, tmp_p
     defaults = nano.train_nano.__defaults__
     monkeypatch.setattr(nano, "train_nano", lambda *arguments: calls.append(arguments))
     c2s("train", "nano", "--data", "one", "--out", tmp_path / "run")
-    assert calls[0][4:] == defaults
+    *sizes, instructions, std = calls[0][4:]
+    assert (*sizes, tuple(instructions), std) == defaults
 
 
 def test_the_choices_are_the_trainings_own():

@@ -94,10 +94,20 @@ def test_a_score_is_the_maximum_of_torchs_own_posterior(comparator, reports, pho
     assert Scorer(reports["fp32"].bundle.path).score(photos[5]).q == pytest.approx(best, abs=1e-5)
 
 
-def test_eight_bits_keep_the_order_and_say_what_they_cost(reports):
+@torch.inference_mode()
+def test_eight_bits_answer_closely(comparator, reports):
+    tokens = comparator.encode(torch.randn(6, 3, 64, 64))
+    keys, values = comparator.prefix(comparator.encode(torch.randn(5, 3, 64, 64)))
+    given = {"visual_tokens": tokens, "prefix_keys": keys, "prefix_values": values}
+    exact, small = (run(reports[name].bundle.graph("decoder"), **given)[0] for name in ("fp32", "int8"))
+    error = np.abs(small - exact).max()
+    assert 0 < error < 0.05 * np.abs(exact).max()
+
+
+def test_eight_bits_say_what_they_cost(reports):
     (drift,) = reports["int8"].drifts
     assert drift.images == 12
-    assert drift.rank_correlation > 0.95
+    assert 0 < drift.mean_q_change < 0.02
     assert reports["int8"].bundle.manifest.notes["data"] == "textures"
     assert reports["int8"].bundle.manifest.notes["drift"][0]["srcc"] == drift.srcc
     sizes = {name: report.bundle.graph("decoder").stat().st_size for name, report in reports.items()}

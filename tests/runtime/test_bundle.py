@@ -509,6 +509,12 @@ def test_what_makes_no_bundle_is_not_written(tmp_path, bundle):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_anchor_is_too_few(tmp_path):
+    with pytest.raises(BundleError, match="fewer than two anchors"):
+        write_toy_bundle(tmp_path / "new", toy_anchors((128,)))
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_neighbour_that_is_called_part_is_left_alone(tmp_path, bundle):
     (tmp_path / "new.part").mkdir()
     (tmp_path / "new.part" / "thesis.txt").write_text("mine")

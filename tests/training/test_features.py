@@ -218,14 +218,3 @@ def test_a_damaged_cache_is_filled_anew(corpus, tiny_comparator, tmp_path, damag
     whole = kept(cached_features(tiny_comparator(), corpus, STAGES, folder))
     damage(folder)
     assert kept(cached_features(tiny_comparator(), corpus, STAGES, folder)) == whole
-
-
-def test_a_record_without_times_is_believed(corpus, tiny_comparator, tmp_path, prepared):
-    whole = kept(cached_features(tiny_comparator(), corpus, STAGES, tmp_path / "cache"))
-    record = tmp_path / "cache" / "features.json"
-    old = json.loads(record.read_text())
-    del old["modified"]
-    record.write_text(json.dumps(old))
-    prepared.clear()
-    assert kept(cached_features(tiny_comparator(), corpus, STAGES, tmp_path / "cache")) == whole
-    assert prepared == ["0.bmp"]

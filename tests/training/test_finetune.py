@@ -237,16 +237,6 @@ def test_a_damaged_state_is_refused(trained, fresh, corpus, tmp_path, part):
         Finetuner(model, corpus, features, RECIPE, tmp_path).resume()
 
 
-def test_a_state_without_a_subject_is_resumed(trained, fresh, corpus, tmp_path):
-    state = torch.load(trained / "state.pt", weights_only=True)
-    del state["subject"]
-    torch.save(state, tmp_path / "state.pt")
-    model, features = fresh()
-    finetuner = Finetuner(model, corpus, features, RECIPE, tmp_path)
-    finetuner.resume()
-    assert finetuner.epoch == RECIPE.epochs
-
-
 def test_a_corpus_smaller_than_a_batch_is_refused(fresh, corpus, tmp_path):
     model, features = fresh()
     with pytest.raises(LabelError, match=f"{TRAIN + 1} training images"):
