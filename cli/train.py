@@ -165,3 +165,18 @@ def nano(
         print_json({"checkpoint": str(checkpoint)})
     else:
         print(f"checkpoint: {checkpoint}")
+
+
+@group.command(cls=ManyValues, epilog=examples("c2s train average --checkpoints a/ b/ --out mean/"))
+def average(
+    checkpoints: Annotated[
+        list[Path], typer.Option(metavar="DIR...", help="Checkpoints of runs that started from the same one.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The mean's checkpoint.")],
+) -> None:
+    """Average the weights of several runs: one comparator, better than each."""
+    with extra("train", "Averaging"):
+        from compare2score.training.average import average_checkpoints
+
+    average_checkpoints(checkpoints, out)
+    print(f"checkpoint: {out}")

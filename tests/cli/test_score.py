@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -190,14 +191,13 @@ def test_a_file_name_that_is_no_utf_8_is_scored(c2s_process, bundle, photos):
     assert any(os.fsencode(row["path"]).endswith(b"caf\xe9.png") for row in found)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_name_that_the_output_cannot_encode_is_escaped(c2s_process, bundle, tmp_path, encoding):
-    path = gray_image(tmp_path / "Ωü.png", 99)
-    done = c2s_process(
-        "score", path.name, "--bundle", bundle, cwd=tmp_path, env={"PYTHONIOENCODING": encoding}
-    )
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "\\u03a9\\xfc.png"), ("cp1252", "\\u03a9ü.png")])
+def test_a_name_that_the_output_cannot_encode_is_escaped(c2s_process, bundle, tmp_path, encoding, shown):
+    gray_image(tmp_path / "Ωü.png", 99)
+    environment = {"PYTHONIOENCODING": encoding}
+    done = c2s_process("score", ".", "--bundle", bundle, cwd=tmp_path, env=environment, encoding=encoding)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[1].startswith("\\u03a9")
+    assert done.stdout.splitlines()[1].split()[0] == shown
 
 
 # As a process of its own
@@ -255,8 +255,13 @@ def test_rows_appear_while_others_are_still_scored(bundle, photos):
     command = [sys.executable, "-c", program, *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes, env=BUFFERED) as process:
+        # Were the rows held back, this would end the wait, and fail, instead of waiting for ever.
+        watch = threading.Timer(60, process.stdin.close)
+        watch.start()
         first = [json.loads(process.stdout.readline()) for _ in range(4)]
         assert process.poll() is None
+        assert not process.stdin.closed
+        watch.cancel()
         rest, _ = process.communicate(timeout=60)
     assert len(first) + len(rows(rest)) == 5
     assert process.returncode == 0
@@ -289,7 +294,7 @@ pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
 
 
 def on_terminal(*arguments, folder, stdout=None):
-    """Exit status, and what a terminal of 100 columns shows of c2s's stderr, and of its stdout unless given."""
+    """Exit status, and what a terminal of 100 columns shows of c2s's stderr, and stdout unless given."""
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "compare2score.cli", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "100", "TERM": "xterm-256color"}
