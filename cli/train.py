@@ -161,10 +161,7 @@ def nano(
     except KeyboardInterrupt:
         remark("Interrupted; the same command goes on after the last whole epoch.")
         raise
-    if as_json:
-        print_json({"checkpoint": str(checkpoint)})
-    else:
-        print(f"checkpoint: {checkpoint}")
+    print_checkpoint(checkpoint, as_json)
 
 
 @group.command(cls=ManyValues, epilog=examples("c2s train average --checkpoints a/ b/ --out mean/"))
@@ -173,10 +170,18 @@ def average(
         list[Path], typer.Option(metavar="DIR...", help="Checkpoints of runs that started from the same one.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The mean's checkpoint.")],
+    as_json: Json = False,
 ) -> None:
     """Average the weights of several runs: one comparator, better than each."""
     with extra("train", "Averaging"):
         from compare2score.training.average import average_checkpoints
 
     average_checkpoints(checkpoints, out)
-    print(f"checkpoint: {out}")
+    print_checkpoint(out, as_json)
+
+
+def print_checkpoint(folder: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"checkpoint": str(folder)})
+    else:
+        print(f"checkpoint: {folder}")

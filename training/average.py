@@ -25,7 +25,9 @@ def average_checkpoints(checkpoints: Sequence[Path], out: Path) -> None:
     """
     models = [NanoComparator.load(path) for path in checkpoints]
     if not models or any(model.config != models[0].config for model in models):
-        raise CheckpointError("Only checkpoints of one configuration can be averaged; give runs of one model.")
+        raise CheckpointError(
+            "Only checkpoints of one configuration can be averaged; give runs of one model."
+        )
     states = [model.state_dict() for model in models]
     mean = {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
     models[0].load_state_dict(mean)

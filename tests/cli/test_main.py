@@ -24,6 +24,7 @@ VERBS = (
     "export",
     "anchors select",
     "anchors build",
+    "train average",
     "train instructions",
     "train nano",
 )
@@ -123,7 +124,9 @@ def test_an_interruption_is_status_130_and_silent(c2s, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="another kind of interruption there")
 def test_a_real_interruption_ends_the_process_quietly():
     program = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        # A check that was itself started in the background leaves its children deaf to interruptions.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import compare2score.bundle\n"
         "def wait(*_):\n"
         "    print('waiting', flush=True)\n"

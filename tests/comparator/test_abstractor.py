@@ -60,7 +60,7 @@ def test_calibration_standardises_every_feature_of_every_token():
     generator = np.random.default_rng(1)
     offset, spread = generator.normal(0, 5, (5, 6)), generator.uniform(0.1, 9, (5, 6))
     sample = torch.from_numpy(generator.normal(offset, spread, (400, 5, 6))).float()
-    abstractor = VisualAbstractor((1, 2), 2, 16)
+    abstractor = VisualAbstractor((1, 2), 2, 16).eval()
     abstractor.calibrate(sample)
     standard = recorded_input(abstractor, sample).numpy()
     np.testing.assert_allclose(standard.mean(axis=0), 0, atol=1e-4)
@@ -68,7 +68,7 @@ def test_calibration_standardises_every_feature_of_every_token():
 
 
 def test_what_lies_far_outside_the_sample_is_bounded():
-    abstractor = VisualAbstractor((1, 2), 2, 16)
+    abstractor = VisualAbstractor((1, 2), 2, 16).eval()
     abstractor.calibrate(torch.ones(10, 5, 6))  # a feature without any spread
     standard = recorded_input(abstractor, torch.full((1, 5, 6), 1e6))
     assert torch.equal(standard, torch.full((1, 5, 6), 8.0))
