@@ -23,18 +23,10 @@ from PIL import Image, TiffImagePlugin
 
 from compare2score.decode import load_image
 from compare2score.errors import ImageError, ImageErrorCode
-from compare2score.image import ImageSpec
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "preprocess"
 BAD_IMAGES = ROOT.parent / "shared" / "bad_images"
 CODES = get_args(ImageErrorCode)
-SPEC = ImageSpec(
-    size=448,
-    mean=(0.48145466, 0.4578275, 0.40821073),
-    std=(0.26862954, 0.26130258, 0.27577711),
-    pad_color=(122, 116, 104),
-)
 RANDOM = np.random.default_rng(0)
 COLORS = RANDOM.integers(0, 256, (12, 20, 3), np.uint8)
 GRAY = RANDOM.integers(0, 256, (12, 20), np.uint8)

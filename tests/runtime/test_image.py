@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import struct
-import zlib
 from fractions import Fraction
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,13 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compare2score.decode import load_image
-from compare2score.errors import BundleError, ImageError, ImageErrorCode
+from compare2score.errors import BundleError, ImageError
 from compare2score.image import ImageSpec, fit_square, normalize, preprocess
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "preprocess"
-BAD_IMAGES = ROOT.parent / "shared" / "bad_images"
-CODES = get_args(ImageErrorCode)
 SPEC = ImageSpec(
     size=448,
     mean=(0.48145466, 0.4578275, 0.40821073),
@@ -32,8 +26,6 @@ SPEC = ImageSpec(
 )
 RANDOM = np.random.default_rng(0)
 COLORS = RANDOM.integers(0, 256, (12, 20, 3), np.uint8)
-GRAY = RANDOM.integers(0, 256, (12, 20), np.uint8)
-ALPHA = RANDOM.integers(0, 256, (12, 20, 1), np.uint8)
 
 
 def code_of(source, **options) -> str:
@@ -43,46 +35,6 @@ def code_of(source, **options) -> str:
     assert text.endswith(".")
     assert "\n" not in text
     return caught.value.code
-
-
-def written(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    body = (b"IDAT", zlib.compress(bytes(1000)))
-    parts = [
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in (header, *chunks, body, (b"IEND", b""))
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def bmp(width: int, height: int) -> bytes:
-    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, width, height, 1, 24, *[0] * 6)
-
-
-def tiff(width: int, height: int, tags: dict[int, int], data: bytes) -> bytes:
-    """A little-endian grey TIFF of one strip or tile; a tag's value -1 stands for the data's offset."""
-    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1, **tags}
-    start = 8 + 2 + 12 * len(tags) + 4
-    entries = [
-        struct.pack("<HHII", tag, 4, 1, start if value == -1 else value)
-        for tag, value in sorted(tags.items())
-    ]
-    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(entries) + bytes(4) + data
-
-
-def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    return color * (alpha / 255) + 255 * (1 - alpha / 255)
 
 
 # Preprocessing
