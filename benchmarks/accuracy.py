@@ -7,7 +7,6 @@ Each --data folder holds images and a `labels.csv` with a split column; --photos
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,7 @@ from compare2score.benchmarks.correlation import plcc, srcc
 from compare2score.benchmarks.record import RESULTS, write_record
 from compare2score.decode import load_image
 from compare2score.export.drift import score_all
-from compare2score.training.distortions import split_photographs
+from compare2score.training.distortions import compressed, split_photographs
 from compare2score.training.labels import LabelTable, read_labels
 
 PHOTOGRAPHS = 50
@@ -43,9 +42,7 @@ def noisy(photo: Image.Image) -> Image.Image:
 
 def jpeg_10(photo: Image.Image) -> Image.Image:
     """JPEG of quality 10."""
-    buffer = io.BytesIO()
-    photo.save(buffer, "JPEG", quality=10)
-    return Image.open(buffer).convert("RGB")
+    return compressed(photo, "JPEG", quality=10)
 
 
 DISTORTED = {"blur": blurred, "noise": noisy, "JPEG 10": jpeg_10}
@@ -63,9 +60,9 @@ def paths_of(labels: LabelTable) -> list[Path]:
 
 def evaluate_table(scorer: Scorer, folder: Path, split: str, cache: Path) -> dict[str, Any]:
     """The bundle and the regressors on one table's split; regressors are fitted on its train rows."""
-    test = read_labels(folder / "labels.csv", split=split)
-    methods = {"comparator": agreement(score_all(scorer, paths_of(test)), test.mos)}
     tables = {name: read_labels(folder / "labels.csv", split=name) for name in ("train", "val", split)}
+    test = tables[split]
+    methods = {"comparator": agreement(score_all(scorer, paths_of(test)), test.mos)}
     features = {name: frozen_features(paths_of(table), cache) for name, table in tables.items()}
     for name in REGRESSORS:
         predicted = predict(

@@ -23,10 +23,12 @@ from PIL import Image, TiffImagePlugin
 
 from compare2score.decode import load_image
 from compare2score.errors import ImageError, ImageErrorCode
+from compare2score.image import ImageSpec, fit_square, normalize
 
 ROOT = Path(__file__).parents[2]
 BAD_IMAGES = ROOT.parent / "shared" / "bad_images"
 CODES = get_args(ImageErrorCode)
+SPEC = ImageSpec(448, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (127, 127, 127))
 RANDOM = np.random.default_rng(0)
 COLORS = RANDOM.integers(0, 256, (12, 20, 3), np.uint8)
 GRAY = RANDOM.integers(0, 256, (12, 20), np.uint8)
@@ -80,6 +82,30 @@ def tiff(width: int, height: int, tags: dict[int, int], data: bytes) -> bytes:
 
 def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return color * (alpha / 255) + 255 * (1 - alpha / 255)
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3)),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_other_arrays_are_refused_everywhere(array):
+    assert code_of(array) == "unsupported"
+    for function in (fit_square, normalize):
+        with pytest.raises(ImageError):
+            function(array, SPEC)
+
+
+def test_an_array_is_taken_as_it_is():
+    np.testing.assert_array_equal(load_image(COLORS[:, ::-1]), COLORS[:, ::-1])
+    assert code_of(COLORS, max_pixels=12 * 20 - 1) == "too_large"
 
 
 # Formats and modes

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compare2score.decode import load_image
-from compare2score.errors import BundleError, ImageError
+from compare2score.errors import BundleError
 from compare2score.image import ImageSpec, fit_square, normalize, preprocess
 
 ROOT = Path(__file__).parents[2]
@@ -25,16 +25,6 @@ SPEC = ImageSpec(
     pad_color=(122, 116, 104),
 )
 RANDOM = np.random.default_rng(0)
-COLORS = RANDOM.integers(0, 256, (12, 20, 3), np.uint8)
-
-
-def code_of(source, **options) -> str:
-    with pytest.raises(ImageError) as caught:
-        load_image(source, **options)
-    text = str(caught.value)
-    assert text.endswith(".")
-    assert "\n" not in text
-    return caught.value.code
 
 
 # Preprocessing
@@ -106,27 +96,6 @@ def test_normalised_values_are_the_nearest_float32():
             assert abs(Fraction(float(value)) - exact) <= Fraction(float(np.spacing(abs(value)))) * Fraction(
                 51, 100
             )
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((4, 4, 3)),
-        np.zeros((0, 4, 3), np.uint8),
-    ],
-)
-def test_other_arrays_are_refused_everywhere(array):
-    assert code_of(array) == "unsupported"
-    for function in (fit_square, normalize):
-        with pytest.raises(ImageError):
-            function(array, SPEC)
-
-
-def test_an_array_is_taken_as_it_is():
-    np.testing.assert_array_equal(load_image(COLORS[:, ::-1]), COLORS[:, ::-1])
-    assert code_of(COLORS, max_pixels=12 * 20 - 1) == "too_large"
 
 
 # The manifest's image spec
