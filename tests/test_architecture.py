@@ -20,8 +20,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"runtime", "comparator", "anchors"},
     "anchors": {"runtime"},
     "export": {"runtime", "comparator", "anchors"},
-    "benchmarks": {"runtime", "comparator", "training", "anchors", "export"},
-    "cli": {"runtime", "comparator", "training", "anchors", "export", "benchmarks"},
+    "pipelines": {"runtime", "training"},
+    "benchmarks": {"runtime", "comparator", "training", "anchors", "export", "pipelines"},
+    "cli": {"runtime", "comparator", "training", "anchors", "export", "pipelines", "benchmarks"},
 }
 NEVER_IN_RUNTIME = {"torch", "transformers"}
 HEAVY = {"torch", "transformers", "onnx"}

@@ -1,0 +1,1 @@
+"""The scorer at work: filter a collection, evaluate on labels, report."""
