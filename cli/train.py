@@ -100,20 +100,25 @@ def nano(
     photos: Annotated[
         list[Path] | None, typer.Option(metavar="DIR...", help="Folders of clean photographs, to distort.")
     ] = None,
-    epochs: Annotated[int, typer.Option(metavar="N", min=1)] = RECIPE.epochs,
+    probe_epochs: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Epochs of the abstractor, read by a linear probe.")
+    ] = RECIPE.probe_epochs,
+    encoder_epochs: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Epochs of the encoder's last stages, read by the probe.")
+    ] = RECIPE.encoder_epochs,
+    decoder_epochs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Epochs of the decoder.")
+    ] = RECIPE.decoder_epochs,
     batch: Annotated[int, typer.Option(metavar="N", min=2, help="Images a step.")] = RECIPE.batch,
     partners: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Comparisons of each image a step.")
+        int, typer.Option(metavar="N", min=1, help="The decoder's comparisons of each image a step.")
     ] = RECIPE.partners,
     frozen_stages: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Encoder stages left as they are.")
+        int, typer.Option(metavar="N", min=1, help="Encoder stages always left as they are.")
     ] = RECIPE.frozen_stages,
     encoder_rate: Annotated[
         float, typer.Option(metavar="X", help="Learning rate of the encoder.")
     ] = RECIPE.encoder_rate,
-    abstractor_rate: Annotated[
-        float, typer.Option(metavar="X", help="Learning rate of the abstractor.")
-    ] = RECIPE.abstractor_rate,
     decoder_rate: Annotated[
         float, typer.Option(metavar="X", help="Learning rate of the decoder.")
     ] = RECIPE.decoder_rate,
@@ -144,12 +149,13 @@ def nano(
         from compare2score.training.nano import train_nano
 
     recipe = Recipe(
-        epochs=epochs,
+        probe_epochs=probe_epochs,
+        encoder_epochs=encoder_epochs,
+        decoder_epochs=decoder_epochs,
         batch=batch,
         partners=partners,
         frozen_stages=frozen_stages,
         encoder_rate=encoder_rate,
-        abstractor_rate=abstractor_rate,
         decoder_rate=decoder_rate,
         weight_decay=weight_decay,
         seed=seed,

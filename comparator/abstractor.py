@@ -10,7 +10,7 @@ from torch import Tensor, nn
 VARIANCE_FLOOR = 1e-6
 TOKEN_GAIN = 0.13
 """Initial root mean square of a visual token's entries: that of the decoder's word embeddings."""
-FEATURE_DROPOUT = 0.2
+FEATURE_DROPOUT = 0.5
 """In training only: a few thousand rated images are soon learned by heart."""
 
 

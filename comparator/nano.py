@@ -6,6 +6,7 @@ A real small member of the family of the published comparator, small enough to s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -119,6 +120,10 @@ class NanoComparator(nn.Module):
         maps = self.encoder.continue_from(feature_map, stages)[unabstracted:]
         later = [cell_statistics(feature_map, self.config.grid) for feature_map in maps]
         return torch.cat([statistics, *later], dim=-1)
+
+    def cell_multiple(self, stages: int) -> int:
+        """What the side of a feature map after the first `stages` stages must be a multiple of."""
+        return self.config.grid * math.prod(stage.stride for stage in self.config.stages[stages:])
 
     def encode_from(self, feature_map: Tensor, statistics: Tensor, stages: int) -> Tensor:
         """Visual tokens [N, T, D] from what `run_frozen` returned for the same `stages`."""

@@ -24,6 +24,8 @@ BATCHES_PER_SAVE = 20
 RECORD = "features.json"
 VARIANTS = 2
 """Every image as it is, and mirrored: quality has no left and right."""
+LARGEST_CUT = 6
+"""A random window leaves away up to one part in so many of a feature map's side."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class FrozenFeatures:
     maps: NDArray[np.float16]
     statistics: NDArray[np.float32]
 
+    @property
+    def variants(self) -> int:
+        """Views of every image."""
+        return len(self.statistics)
+
     def of(
         self, items: NDArray[np.intp], variants: NDArray[np.intp], device: torch.device
     ) -> tuple[Tensor, Tensor]:
@@ -44,6 +51,33 @@ class FrozenFeatures:
         maps = torch.from_numpy(np.ascontiguousarray(self.maps[variants, items])).to(device)
         statistics = torch.from_numpy(np.ascontiguousarray(self.statistics[variants, items])).to(device)
         return maps.permute(0, 3, 1, 2), statistics
+
+    @torch.inference_mode()
+    def completed(self, model: NanoComparator, device: torch.device) -> FrozenFeatures:
+        """The features with every stage frozen as it is now: statistics alone, in memory."""
+        variants, count = self.statistics.shape[:2]
+        rows = []
+        for variant in range(variants):
+            for start in range(0, count, BATCH):
+                items = np.arange(start, min(start + BATCH, count))
+                maps, statistics = self.of(items, np.full(len(items), variant), device)
+                with torch.autocast(device.type, torch.bfloat16):
+                    rows.append(model.statistics_from(maps.to(torch.bfloat16), statistics, self.stages).cpu())
+        statistics = torch.cat(rows).unflatten(0, (variants, count)).numpy()
+        return FrozenFeatures(len(model.encoder.stages), self.maps[..., :0, :0, :0], statistics)
+
+
+def random_window(maps: Tensor, multiple: int, generator: np.random.Generator) -> Tensor:
+    """Cuts feature maps [B, C, S, S] to one random square window, whose side differs by some `multiple`.
+
+    A crop of the image, but for what the frozen stages saw beyond its edges: its quality is the image's, and
+    nothing is resampled. Maps too small for a cut are returned whole.
+    """
+    side = maps.shape[-1]
+    cuts = side // (LARGEST_CUT * multiple)
+    kept = side - multiple * int(generator.integers(0, cuts + 1))
+    top, left = generator.integers(0, side - kept + 1, 2)
+    return maps[:, :, top : top + kept, left : left + kept]
 
 
 def fingerprint(model: NanoComparator, corpus: Corpus, stages: int) -> str:

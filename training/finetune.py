@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from compare2score.errors import CheckpointError, LabelError
 from compare2score.thurstone import map_estimate
 from compare2score.training.batches import PairBatch, epoch_batches, pair_batch, steps_of
 from compare2score.training.corpus import Corpus, InstructedPairs, Part
-from compare2score.training.features import FrozenFeatures
-from compare2score.training.recipe import ACCOUNT, Recipe
+from compare2score.training.features import FrozenFeatures, random_window
+from compare2score.training.probe import QualityProbe, ordinal_loss
+from compare2score.training.recipe import ACCOUNT, Module, Phase, Recipe
 
 
 class Finetuner:
@@ -41,7 +42,9 @@ class Finetuner:
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
-        self.corpus, self.features, self.recipe, self.folder = corpus, features, recipe, folder
+        torch.manual_seed(recipe.seed)
+        self.probe = QualityProbe(model.config.grid**2 + 1, model.config.decoder.width).to(self.device)
+        self.corpus, self.cached, self.recipe, self.folder = corpus, features, recipe, folder
         self.train_parts = corpus.split("train")
         self.sources: tuple[Part | InstructedPairs, ...] = (*self.train_parts, *corpus.pairs)
         self.steps_per_epoch = sum(steps_of(source, recipe.batch) for source in self.sources)
@@ -51,120 +54,163 @@ class Finetuner:
             )
         # Chosen before the first epoch: a table that has none should not be found out after it.
         self.anchors = {part.name: self.choose_anchors(part.name) for part in corpus.split("val")}
-        self.optimizer = torch.optim.AdamW(self.parameter_groups(), weight_decay=recipe.weight_decay)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
         self.epoch = 0
+        self.begin(recipe.phase_of(0))
 
     def choose_anchors(self, name: str) -> np.ndarray:
         """Corpus indices of five anchors [5] from the training images of the table called `name`."""
         source = next(part for part in self.train_parts if part.name == name)
         return source.items[select_anchors(source.mos, source.std if source.has_std else None)]
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The trained part of the encoder, the abstractor and the decoder, each with its learning rate."""
-        model, recipe = self.model, self.recipe
-        model.encoder.requires_grad_(False)
-        for stage in model.encoder.stages[recipe.frozen_stages :]:
-            for name, parameter in stage.named_parameters():
-                parameter.requires_grad_(not name.endswith("depthwise.weight"))
-        modules = (
-            (model.encoder, recipe.encoder_rate),
-            (model.abstractor, recipe.abstractor_rate),
-            (model.decoder, recipe.decoder_rate),
-        )
-        return [{"params": [p for p in m.parameters() if p.requires_grad], "lr": rate} for m, rate in modules]
+    def begin(self, phase: Phase) -> None:
+        """Makes ready what the phase trains."""
+        self.phase = phase
+        modules: dict[Module, nn.Module] = {
+            "encoder": self.model.encoder,
+            "abstractor": self.model.abstractor,
+            "probe": self.probe,
+            "decoder": self.model.decoder,
+        }
+        for name, module in modules.items():
+            module.requires_grad_(name in phase.rates)
+        for frozen in (self.model.encoder.stem, *self.model.encoder.stages[: self.recipe.frozen_stages]):
+            frozen.requires_grad_(False)
+        for name, parameter in self.model.encoder.named_parameters():
+            if name.endswith("depthwise.weight"):
+                parameter.requires_grad_(False)
+        groups = [
+            {"params": [p for p in modules[name].parameters() if p.requires_grad], "lr": rate}
+            for name, rate in phase.rates.items()
+        ]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
+        self.completed: FrozenFeatures | None = None
+
+    @property
+    def features(self) -> FrozenFeatures:
+        """What the phase's frozen modules make of the images: the cache, or computed when first asked for."""
+        if "encoder" in self.phase.rates:
+            return self.cached
+        if self.completed is None:
+            self.completed = self.cached.completed(self.model, self.device)
+        return self.completed
 
     def rate(self, step: int) -> float:
-        """Linear warm-up, then cosine decay to zero, as a factor."""
-        total = max(1, self.recipe.epochs * self.steps_per_epoch)
+        """Linear warm-up, then cosine decay to zero over the phase's steps, as a factor."""
+        total = max(1, self.phase.epochs * self.steps_per_epoch)
         warmup = max(1, round(self.recipe.warmup * total))
         if step < warmup:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
-    def tokens(self, items: np.ndarray, variants: np.ndarray) -> Tensor:
-        """Visual tokens [B, T, D] of corpus items, from their cached features."""
+    def tokens(
+        self, items: np.ndarray, variants: np.ndarray, crops: np.random.Generator | None = None
+    ) -> Tensor:
+        """Visual tokens [B, T, D] of corpus items, from cached features, cropped by `crops` if given."""
         maps, statistics = self.features.of(items, variants, self.device)
+        if crops is not None:
+            maps = random_window(maps, self.model.cell_multiple(self.features.stages), crops)
         return self.model.encode_from(maps.to(torch.bfloat16), statistics, self.features.stages)
 
-    def loss(self, batch: PairBatch, variants: np.ndarray) -> Tensor:
-        """Cross entropy of the level logits against the batch's targets."""
+    def loss(
+        self, batch: PairBatch, variants: np.ndarray, crops: np.random.Generator | None = None
+    ) -> Tensor:
+        """How far the answers are from the batch's targets: the decoder's levels, or the probe's order."""
+        first, second = (torch.from_numpy(index).to(self.device) for index in (batch.first, batch.second))
+        targets = torch.from_numpy(batch.targets).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
-            tokens = self.tokens(batch.items, variants)
+            tokens = self.tokens(batch.items, variants, crops)
+            if self.phase.probed:
+                quality = self.probe(tokens)
+                return ordinal_loss(quality[first] - quality[second], targets)
             keys, values = self.model.prefix(tokens)
-            pairs = (
-                torch.from_numpy(batch.first).to(self.device),
-                torch.from_numpy(batch.second).to(self.device),
-            )
-            logits = self.model.decoder(tokens, keys, values, pairs)
-        scaled = logits.float() / self.model.config.temperature
-        return nn.functional.cross_entropy(scaled, torch.from_numpy(batch.targets).to(self.device))
+            logits = self.model.decoder(tokens, keys, values, (first, second))
+        return nn.functional.cross_entropy(logits.float() / self.model.config.temperature, targets)
+
+    @property
+    def partners(self) -> int:
+        """All of a batch for the probe, whose comparisons cost nothing."""
+        return self.recipe.batch - 1 if self.phase.probed else self.recipe.partners
 
     def run(self) -> None:
         """Trains the epochs that are left; each ends with validation, a log line and a checkpoint."""
         while self.epoch < self.recipe.epochs:
-            self.model.train()
-            # Both depend on the epoch alone, so that a resumed run equals an uninterrupted one.
-            torch.manual_seed(self.recipe.seed * 1_000 + self.epoch)
-            generator = np.random.default_rng([self.recipe.seed, self.epoch, 1])
-            batches = epoch_batches(
-                self.sources, self.recipe.batch, self.recipe.partners, self.recipe.seed, self.epoch
-            )
-            losses = []
-            label = f"Epoch {self.epoch + 1}/{self.recipe.epochs}"
-            for batch in track(batches, description=label, total=self.steps_per_epoch):
-                variants = generator.integers(0, self.features.maps.shape[0], len(batch.items))
-                loss = self.loss(batch, variants)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-                self.optimizer.step()
-                self.schedule.step()
-                losses.append(loss.item())
-            self.epoch += 1
-            self.record({"epoch": self.epoch, "train_loss": float(np.mean(losses)), **self.validate()})
-            self.save()
+            phase = self.recipe.phase_of(self.epoch)
+            if phase != self.phase:
+                self.begin(phase)
+            self.run_epoch()
+
+    def run_epoch(self) -> None:
+        """Trains one epoch of the phase that was begun."""
+        self.model.train()
+        self.probe.train()
+        # Both depend on the epoch alone, so that a resumed run equals an uninterrupted one.
+        torch.manual_seed(self.recipe.seed * 1_000 + self.epoch)
+        generator = np.random.default_rng([self.recipe.seed, self.epoch, 1])
+        batches = epoch_batches(self.sources, self.recipe.batch, self.partners, self.recipe.seed, self.epoch)
+        losses = []
+        label = f"Epoch {self.epoch + 1}, {self.phase.name}"
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for batch in track(batches, description=label, total=self.steps_per_epoch):
+            variants = generator.integers(0, self.features.variants, len(batch.items))
+            loss = self.loss(batch, variants, generator)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(trained, self.recipe.clip)
+            self.optimizer.step()
+            self.schedule.step()
+            losses.append(loss.item())
+        self.epoch += 1
+        row = {"epoch": self.epoch, "phase": self.phase.name, "train_loss": float(np.mean(losses))}
+        self.record({**row, **self.validate()})
+        self.save()
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
-        """Validation loss, and SRCC of the MAP scores against five anchors of the same table."""
+        """Validation loss, and SRCC of the probe's qualities or the MAP scores against five anchors."""
         self.model.eval()
+        self.probe.eval()
         results: dict[str, float] = {}
         losses = []
         for part in self.corpus.split("val"):
             generator = np.random.default_rng(0)
             members = np.arange(len(part.mos) // 16 * 16).reshape(-1, 16)
             for chunk in members:
-                batch = pair_batch(part, chunk, self.recipe.partners, generator)
+                batch = pair_batch(part, chunk, self.partners, generator)
                 losses.append(self.loss(batch, np.zeros(len(chunk), dtype=np.intp)).item())
-            q = self.scores(part.items, self.anchors[part.name])
-            results[f"val_srcc_{part.name}"] = float(spearmanr(q, part.mos).statistic)
+            results[f"val_srcc_{part.name}"] = float(spearmanr(self.qualities(part), part.mos).statistic)
         if losses:
             results["val_loss"] = float(np.mean(losses))
         return results
+
+    def qualities(self, part: Part) -> np.ndarray:
+        """What the phase makes of a part's images, [N]: the probe's quality, or the decoder's MAP score."""
+        if self.phase.probed:
+            return self.probe(self.tokens_of_all(part.items)).cpu().numpy()  # type: ignore[no-any-return]
+        return self.scores(part.items, self.anchors[part.name])
+
+    def tokens_of_all(self, items: np.ndarray) -> Tensor:
+        """Visual tokens [N, T, D] of any number of corpus items."""
+        chunks = [items[i : i + 16] for i in range(0, len(items), 16)]
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return torch.cat([self.tokens(chunk, np.zeros(len(chunk), dtype=np.intp)) for chunk in chunks])
 
     def scores(self, items: np.ndarray, anchors: np.ndarray) -> np.ndarray:
         """MAP estimates q [N] of corpus items [N] against anchors, corpus items [A]."""
         config = self.model.config
 
-        def tokens(items: np.ndarray) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16):
-                chunks = [
-                    self.tokens(items[i : i + 16], np.zeros(len(items[i : i + 16]), dtype=np.intp))
-                    for i in range(0, len(items), 16)
-                ]
-            return torch.cat(chunks)
-
         def probabilities(second: Tensor) -> np.ndarray:
             logits = torch.cat([self.model.compare(chunk, keys, values) for chunk in torch.split(second, 32)])
             return comparison_probability(logits.cpu().numpy(), config.level_weights, config.temperature)
 
-        anchor_tokens = tokens(anchors)
+        anchor_tokens = self.tokens_of_all(anchors)
         keys, values = self.model.prefix(anchor_tokens)
         matrix = symmetric_preference_matrix(probabilities(anchor_tokens))
-        return map_estimate(extend_preference_matrix(matrix, probabilities(tokens(items)))).q[:, -1]
+        return map_estimate(extend_preference_matrix(matrix, probabilities(self.tokens_of_all(items)))).q[
+            :, -1
+        ]
 
-    def record(self, row: dict[str, float]) -> None:
+    def record(self, row: Mapping[str, float | str]) -> None:
         """Appends a row to `log.jsonl`, prints it, and draws the learning curves anew."""
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
@@ -181,6 +227,7 @@ class Finetuner:
             "recipe": asdict(self.recipe),
             "subject": self.subject(),
             "model": self.model.state_dict(),
+            "probe": self.probe.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
@@ -215,9 +262,11 @@ class Finetuner:
                 f"{self.folder} holds a run of another recipe, model or data; choose another --out folder."
             )
         self.model.load_state_dict(state["model"])
+        self.probe.load_state_dict(state["probe"])
+        self.epoch = state["epoch"]
+        self.begin(self.recipe.phase_of(self.epoch - 1))
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.epoch = state["epoch"]
         self.cut_log()
 
     def cut_log(self) -> None:

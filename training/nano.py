@@ -65,7 +65,7 @@ def train_nano(
 @torch.no_grad()
 def calibrate_abstractor(model: NanoComparator, features: FrozenFeatures) -> None:
     """Standardises the abstractor's input by what the untrained encoder shows on a sample of the corpus."""
-    items = np.unique(np.linspace(0, features.maps.shape[1] - 1, CALIBRATION_IMAGES).astype(np.intp))
+    items = np.unique(np.linspace(0, features.statistics.shape[1] - 1, CALIBRATION_IMAGES).astype(np.intp))
     rows = []
     for chunk in np.array_split(items, max(1, len(items) // 16)):
         maps, statistics = features.of(chunk, np.zeros(len(chunk), dtype=np.intp), torch.device("cpu"))

@@ -158,7 +158,8 @@ def training(monkeypatch):
 
 def test_the_run_gets_what_the_command_line_says(c2s, training, tmp_path):
     arguments = (
-        "--data one two --pairs a.jsonl b.jsonl --photos clean --epochs 3 --batch 8 --partners 2 "
+        "--data one two --pairs a.jsonl b.jsonl --photos clean --probe-epochs 1 --decoder-epochs 3 "
+        "--batch 8 --partners 3 "
         "--size 192 --layers 2 --comparison causal --std 0.1"
     )
     result = c2s(
@@ -166,7 +167,9 @@ def test_the_run_gets_what_the_command_line_says(c2s, training, tmp_path):
     )
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f'{{"epoch": 1}}\ncheckpoint: {tmp_path / "run" / "checkpoint"}\n'
-    recipe = dataclasses.replace(Recipe(), epochs=3, batch=8, partners=2, encoder_rate=1e-3, seed=7)
+    recipe = dataclasses.replace(
+        Recipe(), probe_epochs=1, decoder_epochs=3, batch=8, partners=3, encoder_rate=1e-3, seed=7
+    )
     ((data, photos, out, *rest),) = training
     assert (data, photos, out) == ([Path("one"), Path("two")], [Path("clean")], tmp_path / "run")
     assert rest == [recipe, 192, 2, "causal", [Path("a.jsonl"), Path("b.jsonl")], 0.1]
