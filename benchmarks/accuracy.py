@@ -18,10 +18,10 @@ from rich.progress import track
 
 from compare2score import Scorer
 from compare2score.benchmarks.baselines import REGRESSORS, frozen_features, predict
-from compare2score.benchmarks.correlation import plcc, srcc
 from compare2score.benchmarks.record import RESULTS, write_record
 from compare2score.decode import load_image
-from compare2score.export.drift import score_all
+from compare2score.pipelines.correlation import plcc, srcc
+from compare2score.pipelines.evaluate import evaluate_table, image_paths, score_table
 from compare2score.training.distortions import compressed, split_photographs
 from compare2score.training.labels import LabelTable, read_labels
 
@@ -53,17 +53,21 @@ def agreement(scores: NDArray[np.float64], mos: NDArray[np.float64]) -> dict[str
     return {"srcc": srcc(scores, mos), "plcc": plcc(scores, mos)}
 
 
-def paths_of(labels: LabelTable) -> list[Path]:
-    """The table's image files."""
-    return [labels.root / image for image in labels.images]
+def comparator_agreement(scorer: Scorer, labels: LabelTable) -> dict[str, float]:
+    """SRCC and PLCC as `c2s eval` measures them. Raises the first ImageError."""
+    scored = score_table(labels, scorer.score_many(image_paths(labels)))
+    for error in scored.errors.values():
+        raise error
+    found = evaluate_table([scored], resamples=0).whole.agreements[0].statistics
+    return {name: found[name].value for name in ("srcc", "plcc")}
 
 
-def evaluate_table(scorer: Scorer, folder: Path, split: str, cache: Path) -> dict[str, Any]:
+def evaluate_methods(scorer: Scorer, folder: Path, split: str, cache: Path) -> dict[str, Any]:
     """The bundle and the regressors on one table's split; regressors are fitted on its train rows."""
     tables = {name: read_labels(folder / "labels.csv", split=name) for name in ("train", "val", split)}
     test = tables[split]
-    methods = {"comparator": agreement(score_all(scorer, paths_of(test)), test.mos)}
-    features = {name: frozen_features(paths_of(table), cache) for name, table in tables.items()}
+    methods = {"comparator": comparator_agreement(scorer, test)}
+    features = {name: frozen_features(image_paths(table), cache) for name, table in tables.items()}
     for name in REGRESSORS:
         predicted = predict(
             name,
@@ -99,7 +103,7 @@ def main(
     results = {
         "bundle": scorer.bundle.identity,
         "precision": scorer.bundle.manifest.precision,
-        "tables": {folder.name: evaluate_table(scorer, folder, split, cache) for folder in data},
+        "tables": {folder.name: evaluate_methods(scorer, folder, split, cache) for folder in data},
         "distortions": evaluate_distortions(scorer, split_photographs(photos)[1][:PHOTOGRAPHS]),
     }
     print(write_record("accuracy", results, out).read_text(encoding="utf-8"))

@@ -15,7 +15,6 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from compare2score.benchmarks.correlation import srcc
 from compare2score.comparator.efficientnet_lite import (
     LITE2_STAGES,
     LITE2_STEM_CHANNELS,
@@ -24,6 +23,7 @@ from compare2score.comparator.efficientnet_lite import (
 )
 from compare2score.comparator.nano import default_image_spec
 from compare2score.image import preprocess
+from compare2score.pipelines.correlation import srcc
 from compare2score.training.pretrained import ENCODER_PACKAGE, package_file
 
 Array = NDArray[np.float64]

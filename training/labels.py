@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ class LabelTable:
     group: [N] images of one group (one scene, one prompt) share a value and should not be divided between
         training and test, or None without that column.
     root: the folder of the file.
+    more: [N] each, by name: what the file's other columns say (the type of distortion, ...), as text.
     """
 
     name: str
@@ -50,13 +52,14 @@ class LabelTable:
     split: tuple[str, ...] | None
     group: tuple[str, ...] | None
     root: Path
+    more: Mapping[str, tuple[str, ...]] = dataclass_field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 def read_labels(path: str | Path, std: float | None = None, split: str | None = None) -> LabelTable:
-    """Read a csv file with the header `image,mos[,std][,group][,split]` (any order, more columns ignored).
+    """Read a csv file with the header `image,mos[,std][,group][,split]` (any order, others kept as text).
 
     std: the standard deviation of every row, > 0 and on the scale of the MOS, for a table without a std
         column (one with the column keeps its own); by default STD_FRACTION times the MOS range of the whole
@@ -88,6 +91,9 @@ def read_labels(path: str | Path, std: float | None = None, split: str | None = 
         deviations = np.full(len(mos), STD_FRACTION * np.ptp(mos) if std is None else std)
     group = tuple(row[column["group"]].strip() for row in rows) if "group" in column else None
     splits = tuple(row[column["split"]].strip() for row in rows) if "split" in column else None
+    # Reversed, so that of two columns of one name the first is kept.
+    others = {name: place for place, name in reversed(list(enumerate(header))) if name not in column}
+    more = {name: tuple(row[place].strip() for row in rows) for name, place in others.items()}
 
     if split is not None:
         if splits is None:
@@ -100,6 +106,7 @@ def read_labels(path: str | Path, std: float | None = None, split: str | None = 
         mos, deviations = mos[kept], deviations[kept]
         group = None if group is None else tuple(group[row] for row in kept)
         splits = (split,) * len(kept)
+        more = {name: tuple(texts[row] for row in kept) for name, texts in more.items()}
 
     mos.flags.writeable = deviations.flags.writeable = False
     return LabelTable(
@@ -112,6 +119,7 @@ def read_labels(path: str | Path, std: float | None = None, split: str | None = 
         split=splits,
         group=group,
         root=path.parent,
+        more=more,
     )
 
 

@@ -39,8 +39,16 @@ def test_a_full_table_is_read_column_by_column(tmp_path):
     assert table.has_std
     assert table.split == ("train", "test", "train")
     assert table.group == ("7", "8", "7")
+    assert table.more == {"subset": ("x", "y", "z")}
     assert table.root == tmp_path
     assert len(table) == 3
+
+
+def test_more_columns_follow_the_rows_of_the_split(tmp_path):
+    path = write(
+        tmp_path, "image,type,mos,type,split\na, blur ,1,x,test\nb,noise,2,y,train\nc,jpeg,3,z,test\n"
+    )
+    assert read_labels(path, split="test").more == {"type": ("blur", "jpeg")}
 
 
 def test_the_table_cannot_be_changed_by_accident(tmp_path):
