@@ -29,7 +29,8 @@ EXAMPLES = examples(
     "c2s export run/checkpoint --out bundle/ --anchors koniq/",
     "c2s export run/checkpoint --out small/ --precision int8 --anchors koniq/ --check koniq/ spaq/",
 )
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "int8-all"]
+CALIBRATION_IMAGES = 48
 
 
 def export(
@@ -42,7 +43,9 @@ def export(
             help="A label table or the folder of one, to choose five from, or a folder of anchor images.",
         ),
     ],
-    precision: Annotated[Precision, typer.Option(help="Of the graphs.")] = "fp32",
+    precision: Annotated[
+        Precision, typer.Option(help="Of the graphs; int8 is the decoder alone, int8-all the encoder, too.")
+    ] = "fp32",
     check: Annotated[
         list[Path] | None,
         typer.Option(metavar="LABELS...", help="Label tables whose val rows show what int8 changes."),
@@ -74,7 +77,7 @@ def export(
     if (checkpoint / ACCOUNT).exists():
         notes["training"] = read_account(checkpoint / ACCOUNT)
     with quiet():
-        report = export_bundle(comparator, out, precision, images, checks, notes)
+        report = export_bundle(comparator, out, precision, images, checks, notes, calibration_images(anchors))
     if precision == "fp32" and checks:
         remark("Nothing was checked: fp32 is what other precisions are held against.")
     print_report(report, as_json)
@@ -120,6 +123,15 @@ def anchor_images(path: Path) -> list[Path]:
         raise LabelError(f"{path} does not exist; give a label table or a folder of anchor images.")
     table = read_table(table_file(path), None)
     return [table.root / table.images[row] for row in choose(table).tolist()]
+
+
+def calibration_images(path: Path) -> list[Path]:
+    """Up to CALIBRATION_IMAGES train rows of the anchors' label table, evenly spaced; none of a folder."""
+    if not table_file(path).exists():
+        return []
+    table = read_table(table_file(path), None)
+    spaced = table.images[:: max(1, len(table) // CALIBRATION_IMAGES)]
+    return [table.root / image for image in spaced[:CALIBRATION_IMAGES]]
 
 
 def print_report(report: ExportReport, as_json: bool) -> None:

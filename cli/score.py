@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from math import isnan
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -22,6 +23,7 @@ EXAMPLES = examples("c2s score photo.jpg", "c2s score photos/ 'more/**/*.png' --
 SOME_FAILED = 1
 Scale = Literal["percentile", "minmax"]
 Link = Literal["probit", "logit"]
+AnchorUse = Literal["all", "adaptive"]
 
 
 def score(
@@ -33,6 +35,15 @@ def score(
         typer.Option(help="0-100 as a share of the prior, or as published (saturates beyond the anchors)."),
     ] = "percentile",
     link: Annotated[Link, typer.Option(help="The comparison's distribution: normal or logistic.")] = "probit",
+    anchors: Annotated[
+        AnchorUse, typer.Option(help="All anchors, or the most informative first until it is enough.")
+    ] = "all",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS", min=0, max=100, help="Adaptive: leave out what cannot move the score by more."
+        ),
+    ] = None,
     threads: Threads = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images scored at a time.")] = 8,
     as_json: Json = False,
@@ -42,13 +53,23 @@ def score(
     A folder stands for all its JPEG, PNG, WebP, BMP, TIFF and GIF files, folders in it included, hidden ones
     not, sorted. Quote patterns: c2s expands them itself, on every system and for any number of files.
 
-    With --json one line a path, as soon as it is scored: path, value, q, std and probabilities, or path and
-    error with its code and message. Exit status 1 says that some images have an error in place of a score.
+    With --json one line a path, as soon as it is scored: path, value, q, std, probabilities (null for an
+    anchor that was left out) and comparisons, or path and error with its code and message. Exit status 1 says
+    that some images have an error in place of a score.
     """
     from compare2score import Scorer
+    from compare2score.adaptive import Stopping
 
     inputs = expand(paths)
-    scorer = Scorer(bundle, backend=backend, scale=scale, link=link, threads=threads)
+    scorer = Scorer(
+        bundle,
+        backend=backend,
+        scale=scale,
+        link=link,
+        threads=threads,
+        anchors=anchors,
+        stopping=None if tolerance is None else Stopping(tolerance),
+    )
     # Asked now: a bundle without anchors is refused before any image is read.
     _ = scorer.anchors
     # Lines that run down the screen show the progress themselves.
@@ -86,7 +107,8 @@ def print_lines(results: Iterable[Result]) -> int:
                 "value": result.value,
                 "q": result.q,
                 "std": result.std,
-                "probabilities": result.probabilities,
+                "probabilities": [None if isnan(p) else p for p in result.probabilities],
+                "comparisons": result.comparisons,
             }
         print_json(row)
     return failed

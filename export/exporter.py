@@ -14,8 +14,9 @@ from compare2score.comparator.nano import NanoComparator
 from compare2score.export.drift import Drift, LabelledImages, measure_drift
 from compare2score.export.graphs import export_graphs
 from compare2score.export.quantize import quantize_graphs
+from compare2score.image import preprocess
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "int8-all"]
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,19 @@ def export_bundle(
     anchors: Sequence[Path],
     checks: Sequence[LabelledImages] = (),
     notes: dict[str, Any] | None = None,
+    calibration: Sequence[Path] = (),
 ) -> ExportReport:
     """Exports a comparator with its anchors.
 
     Args:
         comparator: what to export.
         out: the bundle's folder, which must not exist yet.
-        precision: "fp32", or "int8" for the decoder's matrix products (see `export.quantize`).
+        precision: "fp32", "int8" for the decoder's matrix products, or "int8-all" for the vision encoder,
+            too (see `export.quantize`).
         anchors: anchor images, by convention in order of rising quality.
         checks: labelled images on which int8 scores are held against fp32 scores.
         notes: free text for the manifest, for people.
+        calibration: images that show int8-all the range of the encoder's activations; the anchors if none.
 
     Raises:
         ExportError: a float32 graph does not compute what torch computes.
@@ -62,7 +66,8 @@ def export_bundle(
         exact = add_anchors(comparator, work / "graphs", "fp32", anchors, work / "fp32", notes or {})
         if precision == "fp32":
             return ExportReport(write_bundle(out, exact.manifest, exact.path, exact.anchors), parity, ())
-        quantize_graphs(work / "graphs", work / "quantized")
+        shown = (preprocess(path, comparator.config.image)[None] for path in calibration or anchors)
+        quantize_graphs(work / "graphs", work / "quantized", shown if precision == "int8-all" else None)
         small = add_anchors(comparator, work / "quantized", precision, anchors, work / precision, notes or {})
         drifts = tuple(measure_drift(exact.path, small.path, labelled) for labelled in checks)
         measured = {**small.manifest.notes, "drift": [asdict(drift) for drift in drifts]}

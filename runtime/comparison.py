@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import softmax
 
 
 def level_probabilities(level_logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
     """Softmax of level logits [..., levels] divided by the temperature (100 in the published comparator)."""
-    return np.asarray(softmax(np.asarray(level_logits, dtype=np.float64) / temperature, axis=-1))
+    scaled = np.asarray(level_logits, dtype=np.float64) / temperature
+    odds = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=-1, keepdims=True))
 
 
 def comparison_probability(
@@ -52,16 +53,17 @@ def extend_preference_matrix(anchor_matrix: ArrayLike, probabilities: ArrayLike)
 
     Args:
         anchor_matrix: [n, n], entry (i, j) = P(anchor i preferred over anchor j).
-        probabilities: [..., n], P(test image preferred over each anchor).
+        probabilities: [..., n], P(test image preferred over each anchor); NaN where that was not asked.
 
     Returns:
-        [..., n + 1, n + 1].
+        [..., n + 1, n + 1]. What was not asked is 0 in both directions: no evidence, unlike 0.5.
     """
     row = np.asarray(probabilities, dtype=np.float64)
     anchors = np.asarray(anchor_matrix, dtype=np.float64)
     n = anchors.shape[-1]
     matrix = np.full((*row.shape[:-1], n + 1, n + 1), 0.5)
     matrix[..., :n, :n] = anchors
-    matrix[..., n, :n] = row
-    matrix[..., :n, n] = 1 - row
+    asked = ~np.isnan(row)
+    matrix[..., n, :n] = np.where(asked, row, 0.0)
+    matrix[..., :n, n] = np.where(asked, 1 - row, 0.0)
     return matrix

@@ -25,7 +25,7 @@ from PIL import Image, _imaging
 
 from compare2score.errors import ImageError, ImageErrorCode
 
-ImageSource = Union[str, "os.PathLike[str]", Image.Image, npt.NDArray[np.uint8]]
+ImageSource = Union[str, "os.PathLike[str]", bytes, Image.Image, npt.NDArray[np.uint8]]
 
 # A 108-megapixel photograph passes; decoding it takes about 1 GB, 2 GB with transparency.
 MAX_PIXELS = 120_000_000
@@ -45,11 +45,14 @@ _SIGNATURES = {
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def load_image(
+    source: ImageSource, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> npt.NDArray[np.uint8]:
     """Decode an image to RGB: uint8 [H, W, 3], contiguous, to be treated as read-only.
 
-    `source` is a path to a JPEG, PNG, WebP, BMP, TIFF or GIF file (first frame), a PIL image (current frame)
-    or a uint8 array [H, W, 3], which is not copied. A file's first bytes choose its decoder, not its name; no
+    `source` is a path to a JPEG, PNG, WebP, BMP, TIFF or GIF file (first frame), such a file's bytes, a PIL
+    image (current frame) or a uint8 array [H, W, 3], which is not copied. `name` is what an error calls the
+    image, the path or the kind of object if None. A file's first bytes choose its decoder, not its name; no
     other decoder is run. The EXIF orientation is applied. Transparency is laid over white. 16-bit and 12-bit
     grey v becomes round(255 v / maximum); of 16-bit colour Pillow keeps the high byte. CMYK is converted by
     Pillow's formula, and no colour profile is applied, as in the reference. 32-bit grey has no stated white
@@ -63,7 +66,7 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> npt.NDArray
     - `unsupported`: a variant of its format, or a kind of object, that is not read, or an image of no pixels;
     - `io_error`: the operating system cannot read the file.
     """
-    name = _name(source)
+    name = _name(source if name is None else name)
     try:
         with _quiet_pillow():
             if isinstance(source, np.ndarray):
@@ -71,6 +74,9 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> npt.NDArray
                 return np.ascontiguousarray(source)
             if isinstance(source, Image.Image):
                 return _decode(source, name, max_pixels)
+            if isinstance(source, bytes):
+                with _Reader(io.BytesIO(source)) as file:
+                    return _decode(_open(file, name), name, max_pixels)
             return _load_file(source, name, max_pixels)
     except Exception as error:
         code, text = _explain(error, "truncated", name)
@@ -100,7 +106,8 @@ def _open(file: _Reader, name: str) -> Image.Image:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         # Read in one piece, it would not be missed.
         kind = "WEBP"
-        file.ran_out = int.from_bytes(head[4:8], "little") + 8 > os.fstat(file.fileno()).st_size
+        file.ran_out = int.from_bytes(head[4:8], "little") + 8 > file.seek(0, os.SEEK_END)
+        file.seek(0)
     if not head:
         raise ImageError("truncated", f"{name} is an empty file; fetch or save it again.")
     if kind is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-ImageErrorCode = Literal["not_found", "not_an_image", "truncated", "too_large", "unsupported", "io_error"]
+ImageErrorCode = Literal[
+    "not_found", "not_an_image", "truncated", "too_large", "unsupported", "timeout", "io_error"
+]
 
 
 class Compare2ScoreError(Exception):
@@ -36,6 +38,10 @@ class CheckpointError(Compare2ScoreError):
 
 class LabelError(Compare2ScoreError):
     """A label table is missing, or a row of it cannot be used."""
+
+
+class CollectionError(Compare2ScoreError):
+    """A collection cannot be listed, its rows cannot be written, or its run cannot begin or go on."""
 
 
 class ExportError(Compare2ScoreError):

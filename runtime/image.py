@@ -72,9 +72,11 @@ def fit_square(image: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArray[np.
     rows = _BLOCK_PIXELS // side
     for start in range(0, height, rows):
         block = Image.fromarray(image[start : start + rows])
-        padded = Image.new("RGB", (side, block.height), spec.pad_color)
-        padded.paste(block, (left, 0))
-        resized = padded.resize((spec.size, block.height), Image.Resampling.BICUBIC)
+        if width < side:
+            padded = Image.new("RGB", (side, block.height), spec.pad_color)
+            padded.paste(block, (left, 0))
+            block = padded
+        resized = block.resize((spec.size, block.height), Image.Resampling.BICUBIC)
         strip.paste(resized, (0, top + start))
     return np.asarray(strip.resize((spec.size, spec.size), Image.Resampling.BICUBIC))
 
@@ -91,7 +93,7 @@ def normalize(fitted: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArray[np.
     pixels = np.empty((*fitted.shape[:-3], 3, spec.size, spec.size), np.float32)
     for channel in range(3):
         table = (np.arange(256) / 255 - spec.mean[channel]) / spec.std[channel]
-        pixels[..., channel, :, :] = table.astype(np.float32)[fitted[..., channel]]
+        np.take(table.astype(np.float32), fitted[..., channel], out=pixels[..., channel, :, :], mode="clip")
     return pixels
 
 

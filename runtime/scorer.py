@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,16 +12,22 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from compare2score.adaptive import Rows, Stopping, compare_adaptively
 from compare2score.backends import Floats, Prefix, open_backend
 from compare2score.bundle import Anchors, Bundle, open_bundle
 from compare2score.comparison import comparison_probability, extend_preference_matrix, level_probabilities
 from compare2score.decode import ImageSource
 from compare2score.errors import BackendError, BundleError, ImageError
 from compare2score.image import preprocess
-from compare2score.thurstone import Link, map_estimate, minmax_scale, prior_percentile
+from compare2score.link import Array, Link
+from compare2score.thurstone import map_estimate, minmax_scale, prior_percentile
 
 Scale = Literal["percentile", "minmax"]
+AnchorUse = Literal["all", "adaptive"]
+_DECODERS = 4
+"""Threads that decode ahead; more would wait for the graphs."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +40,15 @@ class Score:
             anchors.
         q: MAP estimate under Thurstone's Case V, in units of the prior's standard deviation.
         std: its posterior standard deviation (Laplace), in the same unit.
-        probabilities: P(image preferred over anchor n), [anchors].
+        probabilities: P(image preferred over anchor n), [anchors]; NaN for an anchor that was left out.
+        comparisons: how many anchors the image was compared with: all, unless they are adaptive.
     """
 
     value: float
     q: float
     std: float
     probabilities: tuple[float, ...]
+    comparisons: int
 
 
 @dataclass(frozen=True)
@@ -67,10 +77,13 @@ class Scorer:
         scale: of `Score.value`: "percentile" or the published "minmax".
         link: "probit" (the paper's normal distribution) or "logit".
         threads: CPU threads of one call; None leaves the choice to the backend.
+        anchors: "all", or "adaptive" to compare each image with the most informative anchors alone, one at
+            a time, until `stopping` says that it is enough; the estimate then rests on those comparisons.
+        stopping: of adaptive anchors, see `compare2score.adaptive.Stopping`.
 
     Raises:
         BundleError, BackendError: in one sentence each.
-        ValueError: the scale or the link is unknown.
+        ValueError: the scale, the link or the use of anchors is unknown.
     """
 
     def __init__(
@@ -81,14 +94,19 @@ class Scorer:
         scale: Scale = "percentile",
         link: Link = "probit",
         threads: int | None = None,
+        anchors: AnchorUse = "all",
+        stopping: Stopping | None = None,
     ) -> None:
         if scale not in ("percentile", "minmax"):
             raise ValueError(f"The scale is {scale!r}; choose 'percentile' or 'minmax'.")
         if link not in ("probit", "logit"):
             raise ValueError(f"The link is {link!r}; choose 'probit' or 'logit'.")
+        if anchors not in ("all", "adaptive"):
+            raise ValueError(f"The anchors are {anchors!r}; choose 'all' or 'adaptive'.")
         self.bundle: Bundle = open_bundle(bundle)
         self.backend = open_backend(self.bundle, backend, threads)
-        self.scale, self.link = scale, link
+        self.scale, self.link, self.threads = scale, link, threads
+        self.stopping = (stopping or Stopping()) if anchors == "adaptive" else None
 
     @property
     def anchors(self) -> Anchors:
@@ -107,23 +125,49 @@ class Scorer:
     def score_many(self, images: Iterable[ImageSource], batch: int = 8) -> Iterator[Score | ImageError]:
         """Scores images in order, `batch` at a time; one that cannot be read yields its error instead.
 
+        While a batch is scored, the next one is read from `images` and decoded in other threads, and no more
+        than these two are held.
+
         Raises ValueError, with the first result, if `batch` is below 1.
         """
         if batch < 1:
             raise ValueError(f"The batch is {batch}; choose 1 or more.")
         source = iter(images)
-        while chunk := list(islice(source, batch)):
-            results: list[Score | ImageError | None] = []
-            pixels = []
-            for image in chunk:
+        pool = ThreadPoolExecutor(min(batch, self.threads or os.cpu_count() or 1, _DECODERS), "c2s-decode")
+        try:
+            ahead = self.decode_ahead(pool, islice(source, batch))
+            while ahead:
+                chunk, ahead = ahead, self.decode_ahead(pool, islice(source, batch))
+                errors = [decoded.exception() for decoded in chunk]
+                pixels = [
+                    decoded.result()
+                    for decoded, error in zip(chunk, errors, strict=True)
+                    if not isinstance(error, ImageError)
+                ]
+                scores = iter(self.score_pixels(np.stack(pixels)) if pixels else ())
+                for error in errors:
+                    yield error if isinstance(error, ImageError) else next(scores)
+        finally:
+            # Also when the caller leaves early: what waits is dropped, what runs is short.
+            pool.shutdown(cancel_futures=True)
+
+    def decode_ahead(
+        self, pool: ThreadPoolExecutor, images: Iterable[ImageSource]
+    ) -> list[Future[NDArray[np.float32]]]:
+        """Hands images to the pool, in order."""
+        ahead = []
+        for image in images:
+            if isinstance(image, Image.Image):
+                # Two entries may be one PIL image, which is not made for two threads.
+                decoded: Future[NDArray[np.float32]] = Future()
                 try:
-                    pixels.append(self.pixels(image))
-                    results.append(None)
+                    decoded.set_result(self.pixels(image))
                 except ImageError as error:
-                    results.append(error)
-            scores = iter(self.score_pixels(np.stack(pixels)) if pixels else ())
-            for result in results:
-                yield next(scores) if result is None else result
+                    decoded.set_exception(error)
+            else:
+                decoded = pool.submit(self.pixels, image)
+            ahead.append(decoded)
+        return ahead
 
     def compare(self, a: ImageSource, b: ImageSource) -> Comparison:
         """Asks the comparator how b compares with a, in both orders.
@@ -164,15 +208,42 @@ class Scorer:
 
     def score_pixels(self, pixels: NDArray[np.float32]) -> list[Score]:
         """Scores preprocessed images [N, 3, S, S]."""
-        anchors, manifest = self.anchors, self.bundle.manifest
-        logits = self.level_logits(self.backend.encode(pixels), anchors.prefix)
-        probabilities = comparison_probability(logits, manifest.level_weights, manifest.temperature)
-        estimate = map_estimate(extend_preference_matrix(anchors.matrix, probabilities), self.link)
-        values = self.values(estimate.q)
-        rows = zip(values, estimate.q[:, -1], estimate.std[:, -1], probabilities, strict=True)
-        return [Score(float(v), float(q), float(s), tuple(p.tolist())) for v, q, s, p in rows]
+        # Asked first: without anchors there is nothing to encode for.
+        _ = self.anchors
+        return self.score_tokens(self.backend.encode(pixels))
 
-    def values(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
+    def score_tokens(self, tokens: Floats) -> list[Score]:
+        """Scores images by their visual tokens [N, T, D]."""
+        anchors = self.anchors
+        if self.stopping is None:
+            probabilities = self.preferences(tokens, anchors.prefix)
+        else:
+
+            def ask(rows: Rows, anchor: int) -> Array:
+                return self.preferences(tokens[rows], only(anchors.prefix, anchor))[:, 0]
+
+            probabilities = compare_adaptively(ask, len(tokens), anchors.matrix, self.link, self.stopping)
+        matrices = extend_preference_matrix(anchors.matrix, probabilities)
+        # One at a time: equal to the bit in any batch, and faster than `map_estimate` of a few together.
+        estimates = [map_estimate(matrix, self.link) for matrix in matrices]
+        values = self.values(np.stack([estimate.q for estimate in estimates]))
+        return [
+            Score(
+                value=float(value),
+                q=float(estimate.q[-1]),
+                std=float(estimate.std[-1]),
+                probabilities=tuple(row.tolist()),
+                comparisons=int(np.count_nonzero(~np.isnan(row))),
+            )
+            for value, estimate, row in zip(values, estimates, probabilities, strict=True)
+        ]
+
+    def preferences(self, visual_tokens: Floats, prefix: Prefix) -> Array:
+        """P(image preferred over anchor), [N, A], of images' tokens [N, T, D] and A anchors' prefix."""
+        logits, manifest = self.level_logits(visual_tokens, prefix), self.bundle.manifest
+        return comparison_probability(logits, manifest.level_weights, manifest.temperature)
+
+    def values(self, q: Array) -> Array:
         """`Score.value` [N] of MAP estimates [N, anchors + 1], the test image last."""
         if self.scale == "percentile":
             return prior_percentile(q[:, -1])
@@ -183,3 +254,8 @@ class Scorer:
                 f"{self.bundle.path} cannot tell an image from its anchors, so the scale has no ends; "
                 "choose the percentile scale or other anchors."
             ) from error
+
+
+def only(prefix: Prefix, anchor: int) -> Prefix:
+    """The prefix of one anchor."""
+    return Prefix(prefix.keys[anchor : anchor + 1], prefix.values[anchor : anchor + 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ class OnnxRuntimeBackend:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
         self.threads = threads
-        self.sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self.sessions: dict[str, Future[onnxruntime.InferenceSession]] = {}
 
     @property
     def name(self) -> str:
@@ -29,8 +30,17 @@ class OnnxRuntimeBackend:
 
     def session(self, graph: str) -> onnxruntime.InferenceSession:
         """Opens one of the bundle's graphs, once. Raises BackendError if ONNX Runtime refuses it."""
-        if graph in self.sessions:
-            return self.sessions[graph]
+        # Whoever encodes compares next: opened side by side, the two take as long as the slower one.
+        wanted = [name for name in {graph, "decoder"} if name not in self.sessions]
+        if wanted:
+            pool = ThreadPoolExecutor(len(wanted), "c2s-session")
+            for name in wanted:
+                self.sessions[name] = pool.submit(self.open_session, name)
+            pool.shutdown(wait=False)
+        return self.sessions[graph].result()
+
+    def open_session(self, graph: str) -> onnxruntime.InferenceSession:
+        """Opens a graph. Raises BackendError if ONNX Runtime refuses it."""
         path = self.bundle.graph(graph)
         options = onnxruntime.SessionOptions()
         # What it would write to stderr comes as an exception, too.
@@ -38,10 +48,9 @@ class OnnxRuntimeBackend:
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         try:
-            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception classes are not public
             raise refusal(graph, error) from error
-        return self.sessions.setdefault(graph, session)
 
     def run(self, graph: str, outputs: list[str], **inputs: Floats) -> list[Floats]:
         """Runs a graph for its named outputs. Raises BackendError if ONNX Runtime cannot."""

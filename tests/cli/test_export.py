@@ -83,12 +83,15 @@ def labels(tmp_path):
 def test_five_anchors_come_from_a_tables_train_rows(c2s, exporter, labels, tmp_path, name):
     result = c2s("export", "run/checkpoint", "--out", tmp_path / "new", "--anchors", labels / name)
     assert result.exit_code == 0
-    ((comparator, out, precision, anchors, checks, notes),) = exporter
+    ((comparator, out, precision, anchors, checks, notes, calibration),) = exporter
     assert comparator == f"comparator of {Path('run/checkpoint')}"
     assert (out, precision, checks) == (tmp_path / "new", "fp32", [])
     # Intervals of 2 from 0 to 10; in each the first image with the smallest deviation.
     assert anchors == [labels / f"{mos}x.png" for mos in (0, 2, 4, 6, 8)]
     assert list(notes) == ["anchors_from"]
+    # All train rows, as there are few, and none of the rows to judge by.
+    assert len(calibration) == 22
+    assert not {labels / "v1.png", labels / "v2.png"} & set(calibration)
 
 
 def test_the_trainings_account_becomes_a_note(c2s, exporter, labels, tmp_path):

@@ -35,12 +35,24 @@ def test_a_folder_is_scored_as_json_lines_in_order(c2s, bundle, photos):
     assert (result.exit_code, result.stderr) == (0, "")
     found = rows(result.stdout)
     assert [Path(row["path"]).name for row in found] == ["a.png", "b.png", "c.png", "d.png"]
-    assert [list(row) for row in found] == [["path", "value", "q", "std", "probabilities"]] * 4
+    assert [list(row) for row in found] == [["path", "value", "q", "std", "probabilities", "comparisons"]] * 4
     for row, gray in zip(found, GRAYS, strict=True):
         expected = [preferred(gray, anchor) for anchor in ANCHOR_GRAYS]
         assert row["probabilities"] == pytest.approx(expected, abs=1e-6)
     values = [row["value"] for row in found]
     assert values == sorted(values)
+
+
+def test_adaptive_anchors_say_what_was_compared(c2s, bundle, photos):
+    given = ["--bundle", bundle, "--json", "--anchors", "adaptive"]
+    for row in rows(c2s("score", photos, *given, "--tolerance", "100").stdout):
+        assert row["comparisons"] == 1
+        assert row["probabilities"].count(None) == 4
+    whole = rows(c2s("score", photos, "--bundle", bundle, "--json").stdout)
+    every = rows(c2s("score", photos, *given, "--tolerance", "0").stdout)
+    for row, full in zip(every, whole, strict=True):
+        assert row["comparisons"] == full["comparisons"] == 5
+        assert row["value"] == pytest.approx(full["value"], abs=1e-5)
 
 
 def test_json_numbers_are_the_scorers_to_the_last_bit(c2s, bundle, photos):
@@ -151,6 +163,8 @@ def test_graphs_that_do_not_run_are_one_sentence(c2s, tmp_path, photos):
         ["--threads", "0"],
         ["--batch", "0"],
         ["--batch", "many"],
+        ["--anchors", "some"],
+        ["--tolerance", "-1"],
         ["--no-such-option"],
     ],
 )

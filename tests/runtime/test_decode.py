@@ -269,6 +269,21 @@ def test_damaged_exif_costs_only_the_orientation(tmp_path, exif):
 # What is refused, and with which code
 
 
+def test_the_bytes_of_a_file_are_decoded_as_the_file_is(tmp_path):
+    for kind in ("png", "jpeg", "webp", "bmp", "tiff", "gif"):
+        path = tmp_path / f"image.{kind}"
+        Image.fromarray(COLORS).save(path)
+        data = path.read_bytes()
+        np.testing.assert_array_equal(load_image(data), load_image(path))
+        for cut in (0, 5, len(data) // 2):
+            path.write_bytes(data[:cut])
+            with pytest.raises(ImageError) as of_file:
+                load_image(path)
+            with pytest.raises(ImageError) as of_bytes:
+                load_image(data[:cut], name=str(path))
+            assert (of_bytes.value.code, str(of_bytes.value)) == (of_file.value.code, str(of_file.value))
+
+
 def test_files_that_are_no_images_get_their_code(tmp_path):
     assert code_of(tmp_path / "missing.jpg") == "not_found"
     assert code_of(written(tmp_path / "a.jpg", b"x") / "below") == "not_found"
@@ -281,7 +296,7 @@ def test_files_that_are_no_images_get_their_code(tmp_path):
         code_of(written(tmp_path / "drawing.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"))
         == "not_an_image"
     )
-    for source in (None, 3, b"photo.jpg", [COLORS]):
+    for source in (None, 3, bytearray(b"photo.jpg"), [COLORS]):
         assert code_of(source) == "unsupported"
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from compare2score import ImageError, Score, Scorer, open_bundle
+from compare2score import ImageError, Score, Scorer, map_estimate, open_bundle
+from compare2score.adaptive import Stopping
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT / "examples" / "photos"
@@ -48,10 +49,11 @@ def test_anchors_chosen_by_people_rise_in_the_comparators_eyes(scorer):
     assert spearmanr(matrix.mean(axis=1), np.arange(5)).statistic > 0.85
 
 
-def test_scoring_loads_neither_torch_nor_transformers_nor_onnx():
+def test_scoring_loads_neither_torch_nor_transformers_nor_onnx_nor_scipy():
     code = (
         "import sys, json; from compare2score import Scorer; Scorer().score(sys.argv[1]);"
-        "print(json.dumps([name for name in ('torch', 'transformers', 'onnx') if name in sys.modules]))"
+        "heavy = ('torch', 'transformers', 'onnx', 'scipy');"
+        "print(json.dumps([name for name in heavy if name in sys.modules]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(PHOTOS / "cat.jpg")], capture_output=True, text=True, check=True
@@ -68,9 +70,35 @@ def test_the_bundle_is_small_enough_to_ship():
 def test_a_score_does_not_depend_on_its_neighbours(scorer):
     photos = sorted(PHOTOS.glob("*.jpg"))
     alone = np.array([scorer.score(photo).q for photo in photos])
-    for order, batch in ((photos, 7), (photos[::-1], 3)):
+    for order, batch in ((photos, 7), (photos[::-1], 3), (photos, 2)):
         together = np.array([score.q for score in scorer.score_many(order, batch)])
         np.testing.assert_allclose(together if order is photos else together[::-1], alone, atol=1e-5)
+
+
+def test_stored_prefixes_in_one_call_answer_like_one_anchor_at_a_time(scorer):
+    # The plain way: the anchor's prefix is made anew from its tokens, and each comparison is a call.
+    anchors = scorer.anchors
+    tokens = scorer.backend.encode(np.stack([scorer.pixels(PHOTOS / "coffee.jpg")]))
+    together = scorer.preferences(tokens, anchors.prefix)[0]
+    plain = [
+        scorer.preferences(tokens, scorer.backend.prefix(anchors.visual_tokens[place : place + 1]))[0, 0]
+        for place in range(len(anchors.names))
+    ]
+    np.testing.assert_allclose(together, plain, rtol=0, atol=1e-5)
+    score = scorer.score(PHOTOS / "coffee.jpg")
+    np.testing.assert_allclose(score.probabilities, plain, rtol=0, atol=1e-5)
+    # The definition of the preference matrix, written out.
+    matrix = np.full((6, 6), 0.5)
+    matrix[:5, :5] = anchors.matrix
+    matrix[5, :5], matrix[:5, 5] = plain, 1 - np.array(plain)
+    assert score.q == pytest.approx(map_estimate(matrix[None]).q[0, -1], abs=1e-5)
+
+
+def test_adaptive_anchors_that_ask_all_give_the_full_score(scorer):
+    every = Scorer(anchors="adaptive", stopping=Stopping(tolerance=0))
+    full, found = scorer.score(PHOTOS / "cat.jpg"), every.score(PHOTOS / "cat.jpg")
+    assert found.comparisons == full.comparisons == 5
+    assert found.q == pytest.approx(full.q, abs=1e-5)
 
 
 @pytest.mark.slow

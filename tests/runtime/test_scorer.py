@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -139,7 +140,7 @@ def test_bad_neighbours_and_batches_do_not_change_a_bit(scorer, neighbours, batc
             assert result == next(scorer.score_many([path]))
 
 
-def test_scores_stream_without_reading_ahead_of_the_batch(scorer, photos):
+def test_scores_stream_while_only_the_next_batch_is_read(scorer, photos):
     read = []
 
     def source():
@@ -149,8 +150,62 @@ def test_scores_stream_without_reading_ahead_of_the_batch(scorer, photos):
 
     results = scorer.score_many(source(), batch=2)
     assert read == []
+    for taken in range(1, len(photos) + 1):
+        next(results)
+        assert len(read) <= min(len(photos), 2 * ((taken + 1) // 2) + 2)
+    assert next(results, None) is None
+
+
+def decoding_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("c2s-decode")]
+
+
+def test_the_next_batch_is_decoded_while_one_is_scored(bundle, photos, monkeypatch):
+    scorer = Scorer(bundle)
+    decoded, counts = threading.Event(), []
+    pixels, score_pixels = scorer.pixels, scorer.score_pixels
+
+    def watched(image):
+        counts.append(image)
+        if len(counts) == 4:
+            decoded.set()
+        return pixels(image)
+
+    def waiting(batch):
+        # Were nothing decoded meanwhile, this would wait in vain.
+        assert decoded.wait(30)
+        return score_pixels(batch)
+
+    monkeypatch.setattr(scorer, "pixels", watched)
+    monkeypatch.setattr(scorer, "score_pixels", waiting)
+    assert len(list(scorer.score_many(photos[:4], batch=2))) == 4
+
+
+def test_a_generator_that_is_left_ends_its_threads(scorer, photos):
+    before = len(decoding_threads())
+    results = scorer.score_many(photos * 3, batch=2)
     next(results)
-    assert len(read) == 2
+    assert len(decoding_threads()) > before
+    results.close()
+    assert len(decoding_threads()) == before
+
+
+def test_an_unexpected_failure_of_decoding_is_raised_and_ends_the_threads(bundle, photos, monkeypatch):
+    scorer = Scorer(bundle)
+
+    def fail(image):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(scorer, "pixels", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(scorer.score_many(photos))
+    assert decoding_threads() == []
+
+
+def test_one_picture_given_many_times_is_scored_as_often(scorer, photos):
+    with Image.open(photos[2]) as picture:
+        found = list(scorer.score_many([picture] * 20, batch=10))
+    assert found == [scorer.score(photos[2])] * 20
 
 
 def test_nothing_but_bad_images_gives_nothing_but_errors(scorer, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import norm
 
-from compare2score import thurstone
+from compare2score import newton
 from compare2score.errors import Compare2ScoreError
 from compare2score.thurstone import map_estimate, minmax_scale, prior_percentile
 
@@ -145,23 +145,6 @@ def test_many_images_in_a_certain_order_converge(n):
         assert (np.diff(q) < 0).all()
 
 
-def test_probit_terms_hold_in_both_tails():
-    d = np.array([-40.0, -12.0, -1.0, -1e-9, 0.0, 1e-9, 1.0, 12.0, 40.0])
-    for wins, losses in ((1.0, 0.0), (0.0, 1.0), (0.25, 0.75)):
-        preference = np.stack((np.full_like(d, wins), np.full_like(d, losses)))
-        with mpmath.workdps(60):
-
-            def log_likelihood(x, wins=wins, losses=losses):
-                return wins * mpmath.log(mpmath.ncdf(x)) + losses * mpmath.log(mpmath.ncdf(-x))
-
-            exact = [[float(mpmath.diff(log_likelihood, x, order)) for x in d] for order in (1, 2, 3)]
-        slope, curvature, skew = thurstone._probit_terms(np.stack((d, -d)), preference)
-        np.testing.assert_allclose(slope, exact[0], rtol=1e-13, atol=1e-300)
-        np.testing.assert_allclose(curvature, -np.array(exact[1]), rtol=1e-12, atol=1e-300)
-        # It only ever multiplies a step of 3e-6 or less.
-        np.testing.assert_allclose(skew, exact[2], rtol=1e-9, atol=1e-10)
-
-
 @pytest.mark.parametrize("link", LINKS)
 @given(upper=ten_probabilities, probabilities=five_probabilities, which=st.integers(0, 4), raised=probability)
 @settings(deadline=None)
@@ -283,7 +266,7 @@ def test_minmax_scale_refuses_what_has_no_range(q):
 
 
 def test_no_convergence_is_an_error_not_a_wrong_number(monkeypatch, golden_matrices):
-    monkeypatch.setattr(thurstone, "_ITERATION_LIMIT", 1)
+    monkeypatch.setattr(newton, "_ITERATION_LIMIT", 1)
     for matrices in (golden_matrices, golden_matrices[0]):
         with pytest.raises(Compare2ScoreError, match="did not converge"):
             map_estimate(matrices)
