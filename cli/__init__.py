@@ -14,7 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from compare2score import __version__
-from compare2score.cli import anchors, compare, export, info, score, train
+from compare2score.cli import anchors, bench, compare, evaluate, export, info, score, train
+from compare2score.cli import filter as filtering
 from compare2score.cli.console import remark
 from compare2score.cli.options import ManyValues
 from compare2score.errors import Compare2ScoreError
@@ -77,7 +78,10 @@ def options(
 
 app.command(epilog=score.EXAMPLES)(score.score)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command("filter", epilog=filtering.EXAMPLES)(filtering.filter_)
 app.command(epilog=info.EXAMPLES)(info.info)
+app.command(epilog=bench.EXAMPLES, cls=ManyValues)(bench.bench)
+app.command("eval", epilog=evaluate.EXAMPLES, cls=ManyValues)(evaluate.evaluate)
 app.command(epilog=export.EXAMPLES, cls=ManyValues)(export.export)
 app.add_typer(anchors.group, name="anchors")
 app.add_typer(train.group, name="train")

@@ -20,6 +20,7 @@ from compare2score.errors import Compare2ScoreError
 VERBS = (
     "score",
     "compare",
+    "filter",
     "info",
     "export",
     "anchors select",
