@@ -20,11 +20,16 @@ BASE = "pass"
 IMPORT = "import compare2score"
 SCORE = "import sys; from compare2score import Scorer; Scorer().score(sys.argv[1])"
 # The process asks itself: what the parent hears (ru_maxrss) counts the parent's own memory before exec.
-PEAK = "\nprint(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+PEAK = """
+try:
+    print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))
+except OSError:
+    print('unknown 0 kB')
+"""
 
 
 def run_fresh(code: str, *arguments: str) -> tuple[float, float]:
-    """Seconds and peak resident MB (Linux) of a fresh Python process that runs `code` to its end.
+    """Seconds and peak resident MB (0 but on Linux) of a fresh Python process that runs `code` to its end.
 
     Raises RuntimeError if it fails.
     """

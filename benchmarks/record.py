@@ -7,12 +7,21 @@ import os
 import platform
 import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("compare2score-edge", "numpy", "onnxruntime", "pillow", "scipy")
+PACKAGES = (
+    "compare2score-edge",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "pillow",
+    "scipy",
+    "torch",
+)
 
 
 def processor() -> str:
@@ -25,15 +34,41 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def graphics() -> str | None:
+    """NVIDIA's names of the GPUs here; None where its driver shows none."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ", ".join(told.split("\n")).strip(", ") or None
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that matter here, of those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, system, versions."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """Processor, GPU, cores this process may use, system, versions."""
     return {
         "processor": processor(),
-        "cores": cores,
+        "gpu": graphics(),
+        "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **versions(),
     }
 
 

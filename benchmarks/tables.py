@@ -14,14 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from compare2score.benchmarks.record import RESULTS
+from compare2score.benchmarks.speed import markdown, scores_table, stages_table, targets_table
 
 Record = dict[str, Any]
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are aligned right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
 def accuracy(record: Record) -> str:
@@ -76,6 +71,9 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "distortions": ("accuracy", distortions),
     "footprint": ("footprint", footprint),
+    "speed": ("speed", lambda record: scores_table(record["results"]["rows"])),
+    "stages": ("speed", lambda record: stages_table(record["results"]["rows"])),
+    "targets": ("speed", lambda record: targets_table(record["results"]["rows"])),
 }
 
 
