@@ -128,7 +128,7 @@ def nano(
     size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Side of the input square, a multiple of 64.")
     ] = 384,
-    layers: Annotated[int, typer.Option(metavar="N", min=1, help="Decoder layers kept.")] = 4,
+    layers: Annotated[int, typer.Option(metavar="N", min=1, help="Decoder layers kept.")] = 2,
     comparison: Annotated[Comparison, typer.Option(help="How the decoder sees the two images.")] = "late",
     as_json: Json = False,
 ) -> None:
@@ -168,22 +168,6 @@ def nano(
         remark("Interrupted; the same command goes on after the last whole epoch.")
         raise
     print_checkpoint(checkpoint, as_json)
-
-
-@group.command(cls=ManyValues, epilog=examples("c2s train average --checkpoints a/ b/ --out mean/"))
-def average(
-    checkpoints: Annotated[
-        list[Path], typer.Option(metavar="DIR...", help="Checkpoints of runs that started from the same one.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The mean's checkpoint.")],
-    as_json: Json = False,
-) -> None:
-    """Average the weights of several runs: one comparator, better than each."""
-    with extra("train", "Averaging"):
-        from compare2score.training.average import average_checkpoints
-
-    average_checkpoints(checkpoints, out)
-    print_checkpoint(out, as_json)
 
 
 def print_checkpoint(folder: Path, as_json: bool) -> None:

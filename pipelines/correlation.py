@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +122,7 @@ def krcc(scores: Array, mos: Array) -> float:
     if not vary(scores, mos):
         return np.nan
     # Only tau is read, and the asymptotic test beside it is the cheapest; for two images it divides by zero.
-    method = "asymptotic" if len(mos) > 2 else "exact"
+    method: Literal["asymptotic", "exact"] = "asymptotic" if len(mos) > 2 else "exact"
     return float(kendalltau(scores, mos, method=method).statistic)
 
 

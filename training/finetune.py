@@ -75,8 +75,8 @@ class Finetuner:
             module.requires_grad_(name in phase.rates)
         for frozen in (self.model.encoder.stem, *self.model.encoder.stages[: self.recipe.frozen_stages]):
             frozen.requires_grad_(False)
-        for name, parameter in self.model.encoder.named_parameters():
-            if name.endswith("depthwise.weight"):
+        for weight, parameter in self.model.encoder.named_parameters():
+            if weight.endswith("depthwise.weight"):
                 parameter.requires_grad_(False)
         groups = [
             {"params": [p for p in modules[name].parameters() if p.requires_grad], "lr": rate}
@@ -161,8 +161,8 @@ class Finetuner:
             self.schedule.step()
             losses.append(loss.item())
         self.epoch += 1
-        row = {"epoch": self.epoch, "phase": self.phase.name, "train_loss": float(np.mean(losses))}
-        self.record({**row, **self.validate()})
+        trained_on = {"epoch": self.epoch, "train_loss": float(np.mean(losses))}
+        self.record({"phase": self.phase.name, **trained_on, **self.validate()})
         self.save()
 
     @torch.inference_mode()

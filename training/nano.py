@@ -26,7 +26,7 @@ def train_nano(
     out: Path,
     recipe: Recipe,
     size: int = 384,
-    layers: int = 4,
+    layers: int = 2,
     comparison: Comparison = "late",
     instructions: Sequence[Path] = (),
     std: float | None = None,

@@ -64,7 +64,7 @@ def read_smollm2(layers: int, comparison: Comparison) -> tuple[Any, Any, Decoder
     return language_model, tokenizer, config
 
 
-def pretrained_nano(layers: int = 4, size: int = 384, comparison: Comparison = "late") -> NanoComparator:
+def pretrained_nano(layers: int = 2, size: int = 384, comparison: Comparison = "late") -> NanoComparator:
     """A nano comparator with ImageNet's encoder, SmolLM2's first `layers` layers and an untrained abstractor.
 
     Args:

@@ -56,7 +56,7 @@ class Recipe:
     partners: int = 2
     frozen_stages: int = 3
     encoder_rate: float = 3e-5
-    decoder_rate: float = 1e-4
+    decoder_rate: float = 2e-4
     weight_decay: float = 0.02
     clip: float = 1.0
     warmup: float = 0.06

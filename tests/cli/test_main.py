@@ -20,12 +20,14 @@ from compare2score.errors import Compare2ScoreError
 VERBS = (
     "score",
     "compare",
+    "rank",
+    "eval",
     "filter",
+    "bench",
     "info",
     "export",
     "anchors select",
     "anchors build",
-    "train average",
     "train instructions",
     "train nano",
 )

@@ -227,16 +227,6 @@ def test_the_choices_are_the_trainings_own():
     assert set(Comparison.__args__) == set(decoder.Comparison.__args__)
 
 
-def test_averaging_passes_on_the_checkpoints_and_says_where_the_mean_is(c2s, monkeypatch, tmp_path):
-    calls = []
-    module = ModuleType("compare2score.training.average")
-    module.average_checkpoints = lambda *arguments: calls.append(arguments)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    result = c2s("train", "average", "--checkpoints", "a", "b", "--out", tmp_path / "mean", "--json")
-    assert json.loads(result.stdout) == {"checkpoint": str(tmp_path / "mean")}
-    assert calls == [([Path("a"), Path("b")], tmp_path / "mean")]
-
-
 @pytest.mark.parametrize("package", ["torch", "matplotlib"])
 def test_without_the_extra_one_sentence_names_the_install(tmp_path, package):
     program = (
