@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from compare2score import __version__
-from compare2score.cli import anchors, bench, compare, evaluate, export, info, score, train
+from compare2score.cli import anchors, bench, compare, evaluate, export, info, rank, score, train
 from compare2score.cli import filter as filtering
 from compare2score.cli.console import remark
 from compare2score.cli.options import ManyValues
@@ -78,6 +78,7 @@ def options(
 
 app.command(epilog=score.EXAMPLES)(score.score)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=rank.EXAMPLES)(rank.rank)
 app.command("filter", epilog=filtering.EXAMPLES)(filtering.filter_)
 app.command(epilog=info.EXAMPLES)(info.info)
 app.command(epilog=bench.EXAMPLES, cls=ManyValues)(bench.bench)

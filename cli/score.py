@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from math import isnan
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from compare2score.cli.console import print_json, printable, remark, terminal, track
+from compare2score.cli.extra import extra
 from compare2score.cli.inputs import Input, expand
 from compare2score.cli.options import Backend, Bundle, Json, Threads, examples
-from compare2score.errors import ImageError
+from compare2score.errors import CollectionError, ImageError
 
 if TYPE_CHECKING:
     from compare2score import Score, Scorer
@@ -46,6 +48,10 @@ def score(
     ] = None,
     threads: Threads = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images scored at a time.")] = 8,
+    explain: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw one image's comparisons: .png, .svg or .pdf."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score images from 0 to 100, higher is better.
@@ -61,6 +67,8 @@ def score(
     from compare2score.adaptive import Stopping
 
     inputs = expand(paths)
+    if explain is not None:
+        check_explanation(inputs, explain)
     scorer = Scorer(
         bundle,
         backend=backend,
@@ -85,6 +93,26 @@ def score(
     if failed:
         remark(f"{failed} of {len(inputs)} images could not be scored; their rows say why.")
         raise typer.Exit(SOME_FAILED)
+    if explain is not None:
+        draw(scorer, inputs[0].path, explain)
+
+
+def check_explanation(inputs: Sequence[Input], out: Path) -> None:
+    """Raises CollectionError or MissingExtraError if the picture cannot be drawn: before the scoring."""
+    with extra("eval", "Drawing the comparisons"):
+        from compare2score.pipelines.explanation import check_kind
+    if len(inputs) != 1:
+        raise CollectionError(f"--explain draws one image, not {len(inputs)}; name just one.")
+    check_kind(out)
+
+
+def draw(scorer: Scorer, path: str, out: Path) -> None:
+    """Writes the picture of one image's comparisons."""
+    from compare2score.pipelines.explanation import draw_explanation, explain
+
+    explanation = explain(scorer, path)
+    title = f"{printable(Path(path).name)}: {explanation.score.value:.2f} of 100"
+    draw_explanation(explanation, title, out)
 
 
 def score_inputs(scorer: Scorer, inputs: Sequence[Input], batch: int) -> Iterator[Result]:

@@ -141,7 +141,7 @@ def _ascent(q: Array, evidence: Array, link: Link) -> tuple[Array, Array]:
 
 
 def negative_hessian(curvature: Array) -> Array:
-    """I + the graph Laplacian of the weights w_ij + w_ji, [..., n, n] as `curvature` w, whose diagonal is 0."""
+    """I + the graph Laplacian of the weights w_ij + w_ji, [..., n, n], of w with a diagonal of 0."""
     weights = curvature + curvature.swapaxes(-1, -2)
     return np.asarray((1.0 + weights.sum(axis=-1))[..., None] * np.eye(weights.shape[-1]) - weights)
 

@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from compare2score import newton
 from compare2score.errors import Compare2ScoreError
-from compare2score.thurstone import map_estimate, minmax_scale, prior_percentile
+from compare2score.thurstone import map_estimate, minmax_scale, posterior_covariance, prior_percentile
 
 LINKS = ["probit", "logit"]
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "map" / "map_golden.npz"))
@@ -200,6 +200,71 @@ def test_neighbours_in_a_batch_do_not_change_a_bit(link, mixed_matrices):
         alone = map_estimate(mixed_matrices[k : k + 1], link)
         assert np.array_equal(alone.q[0], whole.q[k])
         assert np.array_equal(alone.std[0], whole.std[k])
+
+
+def sparse_matrix(n, kind, seed):
+    """Soft, decided or partly unasked (0 both ways) comparisons of n images with q from the prior."""
+    generator = np.random.default_rng(seed)
+    q = generator.normal(size=n)
+    chances = norm.cdf(q[:, None] - q)[np.triu_indices(n, 1)]
+    matrix = antisymmetric(n, chances if kind == "soft" else generator.random(chances.shape) < chances)
+    if kind == "sparse":
+        asked = np.triu(generator.random((n, n)) < 8 / n, 1)
+        matrix *= asked | asked.T
+    return matrix
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("kind", ["soft", "decided", "sparse"])
+@pytest.mark.parametrize("n", [11, 40])
+def test_a_large_matrix_alone_is_solved_as_in_a_batch(link, kind, n):
+    matrix = sparse_matrix(n, kind, n)
+    alone, batch = map_estimate(matrix, link), map_estimate(matrix[None], link)
+    np.testing.assert_allclose(alone.q, batch.q[0], atol=1e-12)
+    np.testing.assert_allclose(alone.std, batch.std[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_hundreds_of_images_in_a_certain_order_are_solved(link):
+    """Every later image always wins: the gradient vanishes, in the order, symmetrically about 0."""
+    n = 300
+    estimate = map_estimate(np.tril(np.ones((n, n)), -1), link)
+    x = estimate.q[:, None] - estimate.q
+    slope = np.tril(np.exp(norm.logpdf(x) - norm.logcdf(x)) if link == "probit" else 1 / (1 + np.exp(x)), -1)
+    np.testing.assert_allclose(slope.sum(axis=1) - slope.sum(axis=0), estimate.q, atol=1e-9)
+    assert (np.diff(estimate.q) > 0).all()
+    np.testing.assert_allclose(estimate.q, -estimate.q[::-1], atol=1e-9)
+    assert estimate.iterations < 20
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("kind", ["soft", "decided", "sparse"])
+@pytest.mark.parametrize("n", [2, 6, 25])
+def test_covariance_is_the_inverse_of_the_objectives_curvature(link, kind, n):
+    """Difference quotients of the gradient, with scipy's normal distribution, are its inverse."""
+    matrix = sparse_matrix(n, kind, n)
+    q = map_estimate(matrix, link).q
+    covariance = posterior_covariance(matrix, q, link)
+
+    def gradient(q):
+        x = q[:, None] - q
+        slope = np.exp(norm.logpdf(x) - norm.logcdf(x)) if link == "probit" else 1 / (1 + np.exp(x))
+        flow = np.where(np.eye(n), 0, matrix) * slope
+        return flow.sum(axis=1) - flow.sum(axis=0) - q
+
+    step = 1e-5 * np.eye(n)
+    hessian = np.array([(gradient(q - row) - gradient(q + row)) / 2e-5 for row in step])
+    np.testing.assert_allclose(covariance @ hessian, np.eye(n), atol=1e-8)
+    np.testing.assert_allclose(np.sqrt(covariance.diagonal()), map_estimate(matrix, link).std, atol=1e-9)
+    np.testing.assert_allclose(covariance.sum(axis=0), 1)
+
+
+def test_covariances_of_a_batch_are_those_of_its_matrices(golden_matrices):
+    some = golden_matrices[:4]
+    q = map_estimate(some).q
+    batch = posterior_covariance(some, q)
+    for place in range(4):
+        np.testing.assert_allclose(batch[place], posterior_covariance(some[place], q[place]), atol=1e-14)
 
 
 def test_diagonal_does_not_matter(golden_matrices):
