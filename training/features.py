@@ -63,8 +63,8 @@ class FrozenFeatures:
                 maps, statistics = self.of(items, np.full(len(items), variant), device)
                 with torch.autocast(device.type, torch.bfloat16):
                     rows.append(model.statistics_from(maps.to(torch.bfloat16), statistics, self.stages).cpu())
-        statistics = torch.unflatten(torch.cat(rows), 0, (variants, count)).numpy()
-        return FrozenFeatures(len(model.encoder.stages), self.maps[..., :0, :0, :0], statistics)
+        completed = torch.unflatten(torch.cat(rows), 0, (variants, count)).numpy()
+        return FrozenFeatures(len(model.encoder.stages), self.maps[..., :0, :0, :0], completed)
 
 
 def random_window(maps: Tensor, multiple: int, generator: np.random.Generator) -> Tensor:
