@@ -51,6 +51,9 @@ def filter_(
     listing: Annotated[
         Path | None, typer.Option("--list", metavar="FILE", help="Write the paths of what is kept.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page about the outcome.")
+    ] = None,
     bundle: Bundle = None,
     backend: Backend = "auto",
     threads: Threads = None,
@@ -87,6 +90,10 @@ def filter_(
     from compare2score.pipelines.collection import Job, TooManyFailuresError, run_job
     from compare2score.pipelines.scoring import Effort
 
+    if report is not None:
+        from compare2score.pipelines.collection_report import check_report, write_report
+
+        check_report(report)
     choice = read_choice(min_score, keep_top, copy_to, link_to, listing)
     effort = Effort(batch, workers or max(1, usable_cores() // 2), timeout)
     job = Job(tuple(sources), out, resume, follow_links, max_errors, effort, choice)
@@ -104,6 +111,8 @@ def filter_(
         done = f"{result.summary.rows} of {result.total} rows are written"
         remark(f"Stopped by {signal.Signals(signals[0]).name}: {done}; go on with --resume.")
         raise typer.Exit(STOPPED_BY_SIGNAL + signals[0])
+    if report is not None:
+        write_report(out, report, choice, timeout)
     if as_json:
         print_json(summary_json(result))
     else:

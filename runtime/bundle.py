@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PureWindowsPath
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from compare2score.backends import Floats, Prefix
 from compare2score.errors import BundleError
@@ -27,6 +28,10 @@ FORMAT_VERSION = 1
 GRAPHS = ("vision", "prefix", "decoder")
 MANIFEST = "manifest.json"
 ANCHORS = "anchors.safetensors"
+# The name of the entry with which an ONNX tensor says where else its data lie, as protobuf writes it: tag 1,
+# length 8, text; either number may be padded.
+_ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
+_ELSEWHERE_BYTES = 32
 EMBEDDED = Path(__file__).parent / "bundles" / "nano"
 """The bundle inside the package."""
 
@@ -208,6 +213,24 @@ def check_files(folder: Path, files: dict[str, Any], anchors: bool) -> None:
             raise BundleError(
                 f"{path} was altered: its SHA-256 is not the manifest's; copy the whole bundle again."
             )
+        if path.suffix == ".onnx" and takes_data_from_elsewhere(path):
+            raise BundleError(
+                f"{path} takes data from another file, which may lie anywhere and which its hash does not "
+                "cover; do not use it."
+            )
+
+
+def takes_data_from_elsewhere(graph: Path) -> bool:
+    """Whether a graph's weights are not all inside it; ONNX Runtime 1.22 would read them from any file."""
+    before = b""
+    with graph.open("rb") as file:
+        while block := file.read(1 << 20):
+            content = before + block
+            # A plain search first: it is much faster, and almost always enough.
+            if b"location" in content and _ELSEWHERE.search(content):
+                return True
+            before = content[-_ELSEWHERE_BYTES:]
+    return False
 
 
 def file_hash(path: Path) -> str:
@@ -258,7 +281,9 @@ def fill_bundle(folder: Path, manifest: Manifest, graphs: Path, anchors: Anchors
             shutil.copyfile(source, folder / source.name)
     if anchors is not None:
         tensors = {"visual_tokens": anchors.visual_tokens, **anchors.prefix._asdict()}
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / ANCHORS)
+        content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+        # Not by save_file, whose file nobody but its owner may read.
+        (folder / ANCHORS).write_bytes(content)
     values = {
         "format": FORMAT_VERSION,
         **asdict(manifest),

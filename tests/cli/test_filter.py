@@ -80,6 +80,8 @@ def test_the_best_are_copied_linked_and_listed(run):
         (["photos", "--out", "s.csv", "--min-score", "1", "--keep-top", "1"], "give one of them"),
         (["photos", "--out", "s.csv", "--copy-to", "a", "--link-to", "b"], "give one of them"),
         (["photos", "--out", "s.csv", "--keep-top", "most"], "neither a number"),
+        (["photos", "--out", "s.csv", "--report", "r.pdf"], "is no .html or .htm file"),
+        (["photos", "--out", "s.csv", "--report", "none/r.html"], "none is no folder that can be written to"),
         (["photos", "--out", "s.csv", "--max-errors", "-1"], "Error: "),
         (["photos", "--out", "s.csv", "--timeout", "0"], "Error: "),
         (["photos", "--out", "s.csv", "--engine", "spark"], "Error: "),
@@ -93,6 +95,18 @@ def test_wrong_use_is_status_2_and_leaves_nothing(run, arguments, said):
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
     assert sorted(map(str, Path().rglob("*"))) == before
+
+
+def test_a_report_is_written_and_may_be_had_later(run):
+    arguments = ["photos", "none.png", "--out", "s.csv", "--min-score", "50"]
+    assert run(*arguments, "--report", "first.html").exit_code == 1
+    first = Path("first.html").read_text()
+    assert "photos/a.png" in first
+    assert "not_found: 1" in first
+    assert "kept from 50.00" in first
+    assert first.count("<img src") >= 4
+    assert run(*arguments, "--report", "later.html", "--resume", "--json").exit_code == 1
+    assert Path("later.html").read_text() == first
 
 
 def test_a_bundle_without_anchors_is_refused_before_anything_is_written(c2s, photos, tmp_path, monkeypatch):

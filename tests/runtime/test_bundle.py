@@ -6,8 +6,10 @@ import hashlib
 import json
 import shutil
 import struct
+import sys
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -88,6 +90,12 @@ def test_a_written_bundle_is_read_back_as_it_was(tmp_path):
         assert (read == written).all()
     for graph in ("vision", "prefix", "decoder"):
         assert opened.graph(graph).read_bytes() == (tmp_path / "graphs" / f"{graph}.onnx").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are POSIX")
+def test_whoever_may_read_one_file_may_read_all(tmp_path):
+    written = write_toy_bundle(tmp_path / "new")
+    assert len({path.stat().st_mode for path in written.path.iterdir()}) == 1
 
 
 def test_a_bundle_without_anchors_is_whole(tmp_path):
@@ -243,6 +251,45 @@ def test_a_file_name_that_leads_elsewhere_is_refused(copy, name):
     edit(copy, **{"files__" + name: record})
     sentence = refusal(copy)
     assert "is no plain file name; do not use it" in sentence or (name == "" and "is missing" in sentence)
+
+
+def with_data_elsewhere(graph, location, reverse=False):
+    """An ONNX file's bytes with the data of its first tensor in another file."""
+    model = onnx.load(graph)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="length", value="16")
+    tensor.external_data.add(key="location", value=location)
+    content = model.SerializeToString()
+    forward = b"\x0a\x08location\x12" + bytes([len(location)]) + location.encode()
+    assert forward in content
+    return content.replace(forward, forward[10:] + forward[:10]) if reverse else content
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "decoder.onnx"])
+@pytest.mark.parametrize("location", ["weights.bin", "../weights.bin", "/etc/hostname"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_graph_that_takes_data_from_another_file_is_refused(copy, name, location, reverse):
+    for folder in (copy, copy.parent):
+        (folder / "weights.bin").write_bytes(bytes(16))
+    replace_file(copy, name, with_data_elsewhere(copy / name, location, reverse))
+    assert f"{name} takes data from another file" in refusal(copy)
+
+
+@pytest.mark.parametrize("length", [b"\x08", b"\x88\x00", b"\x88\x80\x80\x80\x00"])
+@pytest.mark.parametrize("tag", [b"\x0a", b"\x8a\x00", b"\x8a\x80\x80\x80\x00"])
+@pytest.mark.parametrize("before", [0, (1 << 20) - 5, (1 << 20) + 20])
+def test_the_mark_of_data_elsewhere_is_found_however_it_is_written(tmp_path, tag, length, before):
+    (tmp_path / "graph.onnx").write_bytes(bytes(before) + tag + length + b"location" + bytes(9))
+    assert bundle_module.takes_data_from_elsewhere(tmp_path / "graph.onnx")
+
+
+def test_a_graph_may_speak_of_a_location(copy):
+    model = onnx.load(copy / "vision.onnx")
+    model.graph.node[0].name, model.doc_string = "location_of_pixels", "its location"
+    replace_file(copy, "vision.onnx", model.SerializeToString())
+    assert open_bundle(copy).manifest.model == "toy"
 
 
 @pytest.mark.parametrize("name", ["vision.onnx", "prefix.onnx", "decoder.onnx", ANCHORS])
@@ -491,7 +538,7 @@ def test_what_exists_is_never_written_over(tmp_path, bundle, what):
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["save_file", "file_hash", "open_bundle"])
+@pytest.mark.parametrize("name", ["save", "file_hash", "open_bundle"])
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_half_way_leaves_nothing_behind(tmp_path, bundle, monkeypatch, name, failure):
     def fail(*_):
