@@ -29,8 +29,8 @@ EXAMPLES = examples(
     "c2s export run/checkpoint --out bundle/ --anchors koniq/",
     "c2s export run/checkpoint --out small/ --precision int8 --anchors koniq/ --check koniq/ spaq/",
 )
-Precision = Literal["fp32", "int8", "int8-all"]
-CALIBRATION_IMAGES = 48
+Precision = Literal["fp32", "int8"]
+CALIBRATION_IMAGES = 96
 
 
 def export(
@@ -43,9 +43,7 @@ def export(
             help="A label table or the folder of one, to choose five from, or a folder of anchor images.",
         ),
     ],
-    precision: Annotated[
-        Precision, typer.Option(help="Of the graphs; int8 is the decoder alone, int8-all the encoder, too.")
-    ] = "fp32",
+    precision: Annotated[Precision, typer.Option(help="Of the graphs.")] = "fp32",
     check: Annotated[
         list[Path] | None,
         typer.Option(metavar="LABELS...", help="Label tables whose val rows show what int8 changes."),

@@ -16,7 +16,7 @@ from compare2score.export.graphs import export_graphs
 from compare2score.export.quantize import quantize_graphs
 from compare2score.image import preprocess
 
-Precision = Literal["fp32", "int8", "int8-all"]
+Precision = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,11 @@ def export_bundle(
     Args:
         comparator: what to export.
         out: the bundle's folder, which must not exist yet.
-        precision: "fp32", "int8" for the decoder's matrix products, or "int8-all" for the vision encoder,
-            too (see `export.quantize`).
+        precision: "fp32" or "int8", see `export.quantize`.
         anchors: anchor images, by convention in order of rising quality.
         checks: labelled images on which int8 scores are held against fp32 scores.
         notes: free text for the manifest, for people.
-        calibration: images that show int8-all the range of the encoder's activations; the anchors if none.
+        calibration: images that show int8 the range of the encoder's activations; the anchors if none.
 
     Raises:
         ExportError: a float32 graph does not compute what torch computes.
@@ -67,7 +66,7 @@ def export_bundle(
         if precision == "fp32":
             return ExportReport(write_bundle(out, exact.manifest, exact.path, exact.anchors), parity, ())
         shown = (preprocess(path, comparator.config.image)[None] for path in calibration or anchors)
-        quantize_graphs(work / "graphs", work / "quantized", shown if precision == "int8-all" else None)
+        quantize_graphs(work / "graphs", work / "quantized", shown)
         small = add_anchors(comparator, work / "quantized", precision, anchors, work / precision, notes or {})
         drifts = tuple(measure_drift(exact.path, small.path, labelled) for labelled in checks)
         measured = {**small.manifest.notes, "drift": [asdict(drift) for drift in drifts]}

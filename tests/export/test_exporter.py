@@ -107,7 +107,7 @@ def test_eight_bits_answer_closely(comparator, reports):
 def test_eight_bits_say_what_they_cost(reports):
     (drift,) = reports["int8"].drifts
     assert drift.images == 12
-    assert 0 < drift.mean_q_change < 0.02
+    assert 0 < drift.mean_q_change < 0.05
     assert reports["int8"].bundle.manifest.notes["data"] == "textures"
     assert reports["int8"].bundle.manifest.notes["drift"][0]["srcc"] == drift.srcc
     sizes = {name: report.bundle.graph("decoder").stat().st_size for name, report in reports.items()}
