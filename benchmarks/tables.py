@@ -58,6 +58,18 @@ def footprint(record: Record) -> str:
     return markdown(["fresh process", "median", "worst", "peak memory"], rows)
 
 
+def adaptive(record: Record) -> str:
+    """What stopping early saves and costs."""
+    rows = []
+    for row in record["results"]["rows"]:
+        bounds = [f"{name} {row[name]:g}" for name in ("tolerance", "std") if row[name]]
+        changed = [f"{row['srcc']:.3f}", f"{row['srcc_with_all']:.4f}", f"{row['mean_change']:.1f}"]
+        label = "all anchors" if row["tolerance"] is None else ", ".join(bounds) or "no bound"
+        rows.append([label, f"{row['comparisons']:.2f}", *changed])
+    header = ["stop at", "comparisons an image", "SRCC with people", "SRCC with all anchors", "points moved"]
+    return markdown(header, rows)
+
+
 def origin(record: Record) -> str:
     """One line that names the machine, the versions and the commit."""
     machine = record["machine"]
@@ -71,6 +83,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "distortions": ("accuracy", distortions),
     "footprint": ("footprint", footprint),
+    "adaptive": ("adaptive", adaptive),
     "speed": ("speed", lambda record: scores_table(record["results"]["rows"])),
     "stages": ("speed", lambda record: stages_table(record["results"]["rows"])),
     "targets": ("speed", lambda record: targets_table(record["results"]["rows"])),

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compare2score.errors import ImageError
-
-SUFFIXES = (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""What a folder's images end in, in small letters or capitals. A file that is named need not."""
+from compare2score.pipelines.sources import SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -31,6 +32,8 @@ _RETRIES = 3
 _ENTRIES_AT_ONCE = 4096
 _BYTES_AT_ONCE = 256 << 20
 _STORE_BYTES = 512 << 20
+_WINDING_UP = 15.0
+"""Seconds that a stopped run's threads are given to end."""
 
 Task = dict[str, Any]
 
@@ -122,6 +125,7 @@ def start_ray(ray: Any, stack: ExitStack, workers: int) -> None:
         here = {} if "RAY_ADDRESS" in os.environ else local_options(workers)
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
         stack.callback(ray.shutdown)
+    stack.callback(await_threads, set(threading.enumerate()))
     context = ray.data.DataContext.get_current()
     before = context.execution_options.preserve_order, context.enable_progress_bars
 
@@ -132,6 +136,16 @@ def start_ray(ray: Any, stack: ExitStack, workers: int) -> None:
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def await_threads(kept: set[threading.Thread]) -> None:
+    """Waits until the threads that came after those in `kept` have ended, but for the caller's own.
+
+    A stopped run leaves Ray Data's threads winding up; one that asks Ray after its shutdown ends the process.
+    """
+    until = time.monotonic() + _WINDING_UP
+    for thread in set(threading.enumerate()) - kept - {threading.current_thread()}:
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 def local_options(workers: int) -> dict[str, Any]:
