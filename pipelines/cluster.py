@@ -32,6 +32,8 @@ _RETRIES = 3
 _ENTRIES_AT_ONCE = 4096
 _BYTES_AT_ONCE = 256 << 20
 _STORE_BYTES = 512 << 20
+_IDLE_THREAD = "Prefetcher"
+"""A thread of Ray Data that never ends and, once its run is over, does nothing."""
 _WINDING_UP = 15.0
 """Seconds that a stopped run's threads are given to end."""
 
@@ -145,7 +147,8 @@ def await_threads(kept: set[threading.Thread]) -> None:
     """
     until = time.monotonic() + _WINDING_UP
     for thread in set(threading.enumerate()) - kept - {threading.current_thread()}:
-        thread.join(max(0.0, until - time.monotonic()))
+        if thread.name != _IDLE_THREAD:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def local_options(workers: int) -> dict[str, Any]:
