@@ -70,6 +70,17 @@ def adaptive(record: Record) -> str:
     return markdown(header, rows)
 
 
+def collection(record: Record) -> str:
+    """A run of the filter: what became of the rows, how fast, with how much memory."""
+    found = record["results"]
+    errors = ", ".join(f"{count} {code}" for code, count in found["errors"].items()) or "none"
+    tenths = [value for value in found["memory"]["mb_by_tenth"] if value is not None]
+    memory = f"{tenths[len(tenths) // 2]:.0f} MB, {tenths[-1]:.0f} MB"
+    row = [f"{found['rows']:,}", f"{found['scored']:,}", errors, f"{found['images_per_second']:.1f}", memory]
+    header = ["rows", "scored", "errors", "images/s", "memory halfway, at the end"]
+    return markdown(header, [row])
+
+
 def origin(record: Record) -> str:
     """One line that names the machine, the versions and the commit."""
     machine = record["machine"]
@@ -84,6 +95,9 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "distortions": ("accuracy", distortions),
     "footprint": ("footprint", footprint),
     "adaptive": ("adaptive", adaptive),
+    "filter": ("filter", collection),
+    "hostile": ("hostile", collection),
+    "soak": ("soak", collection),
     "speed": ("speed", lambda record: scores_table(record["results"]["rows"])),
     "stages": ("speed", lambda record: stages_table(record["results"]["rows"])),
     "targets": ("speed", lambda record: targets_table(record["results"]["rows"])),
