@@ -26,6 +26,7 @@ def expand(names: Sequence[str]) -> list[Input]:
     A folder stands for all files below it that have an image's suffix, but for hidden files and folders (a
     dot in front). A pattern (`*`, `?`, `[...]`; `**` for any folders between) stands for the files that it
     matches, unless something has just that name. Anything else stands for itself, whether it exists or not.
+    A symbolic link inside a folder is not followed: a link to a file is listed with an error (`unsupported`).
 
     Raises ImageError (`not_found`) for a folder without images or a pattern without matches.
     """
@@ -55,8 +56,11 @@ def images_below(folder: str) -> Iterator[Input]:
     for parent, folders, files in os.walk(folder, onerror=unreadable.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Input(str(Path(parent, name)))
+            if not name.lower().endswith(SUFFIXES) or name.startswith("."):
+                continue
+            path = Path(parent, name)
+            linked = ImageError("unsupported", f"{path} is a symbolic link; name it itself to score it.")
+            yield Input(str(path), linked if path.is_symlink() else None)
     for error in unreadable:
         reason = f"{error.filename} cannot be read ({error.strerror}); check the folder's permissions."
         yield Input(str(error.filename), ImageError("io_error", reason))
