@@ -43,6 +43,15 @@ class Choice:
     link_to: Path | None = None
     listing: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Raises CollectionError for what contradicts itself."""
+        if self.min_score is not None and (self.top is not None or self.top_share is not None):
+            raise CollectionError("--min-score and --keep-top are two ways to choose; give one of them.")
+        if self.copy_to is not None and self.link_to is not None:
+            raise CollectionError(
+                "--copy-to and --link-to put the same images in two places; give one of them."
+            )
+
     @property
     def wanted(self) -> bool:
         """Whether there is anything to choose or to do."""
@@ -120,7 +129,8 @@ def put(entry: Entry, row: Row, folder: Path, tables: ParquetBytes) -> None:
     """Copies an image to its place below `folder`, unless it is there."""
     for target in targets(entry, folder):
         if not os.path.lexists(target):
-            aside = target.with_name(f".{target.name[-100:]}.{os.getpid()}.part")
+            # One name for all runs, so that the next one finds and replaces what a killed one has left.
+            aside = target.with_name(f".{target.name[-100:]}.part")
             try:
                 write_copy(entry, aside, tables)
                 aside.replace(target)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from compare2score.errors import CollectionError
+from compare2score.pipelines import selection
 from compare2score.pipelines.rows import Row
 from compare2score.pipelines.selection import Choice, carry_out, keep, read_top
 from compare2score.pipelines.sources import Entry
@@ -123,6 +126,21 @@ def test_copies_that_were_interrupted_are_completed(images):
     after = tree(Path("out"))
     carry_out(images, Choice(copy_to=Path("fresh")))
     assert after == tree(Path("fresh"))
+
+
+def test_a_copy_that_a_kill_cut_short_leaves_nothing_behind(images, monkeypatch):
+    def half_written(entry, target, tables):
+        target.write_bytes(b"on")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(selection, "write_copy", half_written)
+        carry_out(images, Choice(copy_to=Path("out")))
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    carry_out(images, Choice(copy_to=Path("out")))
+    carry_out(images, Choice(copy_to=Path("fresh")))
+    assert tree(Path("out")) == tree(Path("fresh"))
 
 
 def test_what_lies_there_already_is_never_overwritten(images):
