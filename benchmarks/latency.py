@@ -132,11 +132,11 @@ def measure_stages(subject: Subject, image: Path, limits: Limits) -> list[Row]:
     Every row's `share` is of the whole score; the row "all but vision, decoder" is the whole less those two.
     """
     scorer, watched = subject.scorer, Watched(subject.scorer.backend)
-    anchors, manifest = scorer.anchors, scorer.bundle.manifest
+    manifest = scorer.bundle.manifest
 
     def estimate() -> None:
         probabilities = comparison_probability(watched.logits, manifest.level_weights, manifest.temperature)
-        scorer.values(map_estimate(extend_preference_matrix(anchors.matrix, probabilities), scorer.link).q)
+        scorer.score_preferences(probabilities)
 
     def measured_round() -> dict[str, float]:
         decoded = load_image(image)

@@ -69,17 +69,24 @@ def track(items: Iterable[T], total: int, label: str, shown: bool = True) -> Ite
     if not (shown and sys.stderr.isatty()):
         yield from items
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Unless told, rich would send stdout's results to stderr while the bar is up.
-    with Progress(
-        *columns, console=terminal(sys.stderr), transient=True, redirect_stdout=False, redirect_stderr=False
-    ) as bar:
+    with progress_bar(*columns) as bar:
         task = bar.add_task(label, total=total)
         for item in items:
             yield item
             bar.advance(task)
+
+
+def progress_bar(*columns: Any) -> Any:
+    """A rich Progress on stderr, which is a terminal, that goes when it is done."""
+    from rich.progress import Progress
+
+    # Unless told, rich would send stdout's results to stderr while the bar is up.
+    return Progress(
+        *columns, console=terminal(sys.stderr), transient=True, redirect_stdout=False, redirect_stderr=False
+    )
 
 
 def redirect_bars() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -16,7 +15,6 @@ import typer
 from compare2score.cli.console import print_facts, print_json, print_table, remark
 from compare2score.cli.options import Backend, Bundle, Json, Threads, examples
 from compare2score.cli.progress import meter
-from compare2score.errors import CollectionError
 
 if TYPE_CHECKING:
     from compare2score.pipelines.collection import Engine, Result
@@ -87,6 +85,7 @@ def filter_(
     143 that Ctrl-C or SIGTERM have ended the run.
     """
     from compare2score import Scorer
+    from compare2score.benchmarks.record import cores
     from compare2score.pipelines.collection import Job, TooManyFailuresError, run_job
     from compare2score.pipelines.scoring import Effort
 
@@ -95,7 +94,7 @@ def filter_(
 
         check_report(report)
     choice = read_choice(min_score, keep_top, copy_to, link_to, listing)
-    effort = Effort(batch, workers or max(1, usable_cores() // 2), timeout)
+    effort = Effort(batch, workers or max(1, cores() // 2), timeout)
     job = Job(tuple(sources), out, resume, follow_links, max_errors, effort, choice)
     score_entries = open_engine(engine)
     scorer = Scorer(bundle, backend=backend, threads=threads)
@@ -136,11 +135,6 @@ def open_engine(name: str) -> Engine:
     return score_entries
 
 
-def usable_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def read_choice(
     min_score: float | None,
     keep_top: str | None,
@@ -151,10 +145,6 @@ def read_choice(
     """What the options choose. Raises CollectionError if they contradict each other."""
     from compare2score.pipelines.selection import Choice, read_top
 
-    if min_score is not None and keep_top is not None:
-        raise CollectionError("--min-score and --keep-top are two ways to choose; give one of them.")
-    if copy_to is not None and link_to is not None:
-        raise CollectionError("--copy-to and --link-to put the same images in two places; give one of them.")
     top, share = (None, None) if keep_top is None else read_top(keep_top)
     return Choice(min_score, top, share, copy_to, link_to, listing)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from compare2score.errors import ImageError
-from compare2score.pipelines.sources import SUFFIXES
+from compare2score.pipelines.sources import SUFFIXES, Entry, images_below
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def expand(names: Sequence[str]) -> list[Input]:
     for name in names:
         # os.path, because Path raises for what may not be looked into; that gets its error row instead.
         if os.path.isdir(name):  # noqa: PTH112
-            found = sorted(images_below(name), key=lambda item: Path(item.path).parts)
+            found = [as_input(entry) for entry in images_below(name, follow_links=False)]
             if not found:
                 raise ImageError(
                     "not_found", f"{name} holds no images ({' '.join(SUFFIXES)}); give another folder."
@@ -50,17 +49,11 @@ def expand(names: Sequence[str]) -> list[Input]:
     return inputs
 
 
-def images_below(folder: str) -> Iterator[Input]:
-    """Images in a folder and the folders in it, in no order; a folder that cannot be read, with its error."""
-    unreadable: list[OSError] = []
-    for parent, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.lower().endswith(SUFFIXES) or name.startswith("."):
-                continue
-            path = Path(parent, name)
-            linked = ImageError("unsupported", f"{path} is a symbolic link; name it itself to score it.")
-            yield Input(str(path), linked if path.is_symlink() else None)
-    for error in unreadable:
-        reason = f"{error.filename} cannot be read ({error.strerror}); check the folder's permissions."
-        yield Input(str(error.filename), ImageError("io_error", reason))
+def as_input(entry: Entry) -> Input:
+    """An entry of a folder. Of links, another option is told of where a collection is filtered."""
+    if entry.error is None:
+        return Input(entry.path)
+    code, text = entry.error
+    if code == "unsupported":
+        text = f"{entry.path} is a symbolic link; name it itself to score it."
+    return Input(entry.path, ImageError(code, text))

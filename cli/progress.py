@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from compare2score.cli.console import terminal
+from compare2score.cli.console import progress_bar
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def meter(label: str) -> Iterator[Callable[[int, int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda *_: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -27,10 +27,7 @@ def meter(label: str) -> Iterator[Callable[[int, int, int], None]]:
         TextColumn("{task.fields[failed]}"),
     )
     begin: list[tuple[float, int]] = []
-    # Unless told, rich would send stdout's results to stderr while the bar is up.
-    with Progress(
-        *columns, console=terminal(sys.stderr), transient=True, redirect_stdout=False, redirect_stderr=False
-    ) as bar:
+    with progress_bar(*columns) as bar:
         task = bar.add_task(label, total=None, rate="", failed="")
 
         def show(done: int, total: int, failed: int) -> None:

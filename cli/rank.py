@@ -16,6 +16,7 @@ from compare2score.errors import CollectionError, ImageError
 
 if TYPE_CHECKING:
     from compare2score.pipelines.ranking import Encoded, Ranked
+    from compare2score.pipelines.selection import Choice
 
 EXAMPLES = examples(
     "c2s rank burst/",
@@ -77,8 +78,10 @@ def rank(
     """
     from compare2score import Scorer
     from compare2score.pipelines.ranking import check_size, encode_images, rank_images
+    from compare2score.pipelines.selection import Choice
 
-    check(group_by, gap, distance, copy_to, link_to)
+    check(group_by, gap, distance)
+    choice = Choice(copy_to=copy_to, link_to=link_to, listing=listing)
     inputs = expand(paths)
     sources = [item.path for item in inputs if item.error is None]
     if group_by is None:
@@ -109,25 +112,17 @@ def rank(
         print_lines(places, failed)
     else:
         print_places(places, failed, group_by is not None)
-    keep([place.path for place in places], scorer.bundle.identity, copy_to, link_to, listing)
+    keep([place.path for place in places], scorer.bundle.identity, choice)
     if failed:
         remark(f"{len(failed)} of {len(inputs)} images could not be ranked; their rows say why.")
         raise typer.Exit(SOME_FAILED)
 
 
-def check(
-    group_by: str | None,
-    gap: float | None,
-    distance: int | None,
-    copy_to: Path | None,
-    link_to: Path | None,
-) -> None:
+def check(group_by: str | None, gap: float | None, distance: int | None) -> None:
     """Raises CollectionError for options that do not go together: now, not after minutes of encoding."""
     for name, value, owner in (("--gap", gap, "time"), ("--distance", distance, "hash")):
         if value is not None and group_by != owner:
             raise CollectionError(f"{name} bounds the bursts of --group-by {owner}; give that, too.")
-    if copy_to is not None and link_to is not None:
-        raise CollectionError("--copy-to and --link-to put the same images in two places; give one of them.")
 
 
 def find_groups(
@@ -173,16 +168,13 @@ def print_places(places: Sequence[Place], failed: Sequence[tuple[str, ImageError
     print_table([*headings, *["error"] * bool(failed)], rows)
 
 
-def keep(
-    paths: Sequence[str], bundle: str, copy_to: Path | None, link_to: Path | None, listing: Path | None
-) -> None:
+def keep(paths: Sequence[str], bundle: str, choice: Choice) -> None:
     """Copies, links and lists images; in a folder, names that collide get a number."""
     from compare2score.pipelines.decoder import digest
     from compare2score.pipelines.rows import Row
-    from compare2score.pipelines.selection import Choice, carry_out
+    from compare2score.pipelines.selection import carry_out
     from compare2score.pipelines.sources import file_entry
 
-    choice = Choice(copy_to=copy_to, link_to=link_to, listing=listing)
     if choice.wanted:
         # The hash tells a copy made before from another image of the same name.
         rows = ((path, Row(path, bundle, sha256=digest(path)[1])) for path in paths)

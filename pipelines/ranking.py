@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -22,7 +20,6 @@ from compare2score.thurstone import map_estimate, posterior_covariance, prior_pe
 
 LIMIT = 2000
 """Images in one ranking: its matrices and prefixes take about half a gigabyte then."""
-_DECODERS = 4
 
 Pairs = NDArray[np.intp]
 
@@ -99,7 +96,7 @@ def encode_images(
             return error
 
     waiting = iter(sources)
-    with ThreadPoolExecutor(min(batch, scorer.threads or os.cpu_count() or 1, _DECODERS)) as pool:
+    with scorer.decoding_threads(batch) as pool:
         ahead = pool.map(read, islice(waiting, batch))
         while chunk := list(ahead):
             ahead = pool.map(read, islice(waiting, batch))

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from compare2score.comparison import extend_preference_matrix
-from compare2score.link import Array, Link, derivatives, ratios
-from compare2score.thurstone import map_estimate, prior_percentile
+from compare2score.link import Array, Link, ratios
+from compare2score.thurstone import map_estimate, posterior_covariance, prior_percentile
 
 Rows = NDArray[np.intp]
 
@@ -69,17 +69,11 @@ def next_anchors(matrix: Array, answers: Array, link: Link) -> Rows:
     """
     comparisons = extend_preference_matrix(matrix, answers)
     q = map_estimate(comparisons, link).q
-    apart = q[:, :, None] - q[:, None, :]
-    weights = derivatives(apart, ratios(apart, link)[0], comparisons, link)[1]
-    weights += weights.swapaxes(1, 2)
-    itself = np.arange(q.shape[1])
-    weights[:, itself, itself] = 0.0
-    precision = -weights
-    precision[:, itself, itself] = 1.0 + weights.sum(axis=2)
-    covariance = np.linalg.inv(precision)
+    covariance = posterior_covariance(comparisons, q, link)
+    variances = covariance.diagonal(axis1=1, axis2=2)
     shared = covariance[:, -1, -1:] - covariance[:, -1, :-1]
-    spread = covariance[:, -1, -1:] - 2.0 * covariance[:, -1, :-1] + covariance[:, itself[:-1], itself[:-1]]
-    ahead, behind = ratios(apart[:, -1, :-1], link)
+    spread = variances[:, -1:] - 2.0 * covariance[:, -1, :-1] + variances[:, :-1]
+    ahead, behind = ratios(q[:, -1:] - q[:, :-1], link)
     information = ahead * behind
     gain = information * shared**2 / (1.0 + information * spread)
     return np.asarray(np.where(np.isnan(answers), gain, -1.0).argmax(axis=1))

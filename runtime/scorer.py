@@ -133,7 +133,7 @@ class Scorer:
         if batch < 1:
             raise ValueError(f"The batch is {batch}; choose 1 or more.")
         source = iter(images)
-        pool = ThreadPoolExecutor(min(batch, self.threads or os.cpu_count() or 1, _DECODERS), "c2s-decode")
+        pool = self.decoding_threads(batch)
         try:
             ahead = self.decode_ahead(pool, islice(source, batch))
             while ahead:
@@ -150,6 +150,10 @@ class Scorer:
         finally:
             # Also when the caller leaves early: what waits is dropped, what runs is short.
             pool.shutdown(cancel_futures=True)
+
+    def decoding_threads(self, batch: int) -> ThreadPoolExecutor:
+        """Threads that decode a batch while another one is computed."""
+        return ThreadPoolExecutor(min(batch, self.threads or os.cpu_count() or 1, _DECODERS), "c2s-decode")
 
     def decode_ahead(
         self, pool: ThreadPoolExecutor, images: Iterable[ImageSource]
@@ -223,7 +227,11 @@ class Scorer:
                 return self.preferences(tokens[rows], only(anchors.prefix, anchor))[:, 0]
 
             probabilities = compare_adaptively(ask, len(tokens), anchors.matrix, self.link, self.stopping)
-        matrices = extend_preference_matrix(anchors.matrix, probabilities)
+        return self.score_preferences(probabilities)
+
+    def score_preferences(self, probabilities: Array) -> list[Score]:
+        """Scores images by P(image preferred over anchor), [N, anchors], NaN where that was not asked."""
+        matrices = extend_preference_matrix(self.anchors.matrix, probabilities)
         # One at a time: equal to the bit in any batch, and faster than `map_estimate` of a few together.
         estimates = [map_estimate(matrix, self.link) for matrix in matrices]
         values = self.values(np.stack([estimate.q for estimate in estimates]))

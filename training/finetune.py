@@ -27,6 +27,7 @@ from compare2score.thurstone import map_estimate
 from compare2score.training.batches import PairBatch, epoch_batches, pair_batch, steps_of
 from compare2score.training.corpus import Corpus, InstructedPairs, Part
 from compare2score.training.features import FrozenFeatures, random_window
+from compare2score.training.learning_curve import plot_log
 from compare2score.training.probe import QualityProbe, ordinal_loss
 from compare2score.training.recipe import ACCOUNT, Module, Phase, Recipe
 
@@ -275,28 +276,3 @@ class Finetuner:
         if log.exists():
             lines = log.read_text().splitlines()[: self.epoch]
             log.write_text("".join(f"{line}\n" for line in lines))
-
-
-def plot_log(folder: Path) -> None:
-    """Draws `log.jsonl` as `log.png`: losses left, validation SRCC right."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    epochs = [row["epoch"] for row in rows]
-    for name in ("train_loss", "val_loss"):
-        left.plot(epochs, [row.get(name) for row in rows], marker="o", label=name)
-    for name in sorted(set().union(*rows)):
-        if name.startswith("val_srcc_"):
-            right.plot(
-                epochs, [row.get(name) for row in rows], marker="o", label=name.removeprefix("val_srcc_")
-            )
-    left.set(xlabel="epoch", ylabel="cross entropy")
-    right.set(xlabel="epoch", ylabel="validation SRCC")
-    left.legend()
-    right.legend()
-    figure.savefig(folder / "log.png", dpi=120)
-    pyplot.close(figure)
