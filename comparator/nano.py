@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compare2score.comparator.abstractor import VisualAbstractor, cell_statistics
+from compare2score.comparator.comparator import ComparatorSpec
 from compare2score.comparator.decoder import Comparison, ComparisonDecoder, DecoderConfig
 from compare2score.comparator.efficientnet_lite import (
     LITE2_STAGES,
@@ -97,6 +98,19 @@ class NanoComparator(nn.Module):
         self.abstractor = VisualAbstractor(channels, config.grid, config.decoder.width)
         first, second, closing = (len(ids) for ids in config.prompt_ids)
         self.decoder = ComparisonDecoder(config.decoder, (first, second, closing), config.grid**2 + 1)
+
+    @property
+    def spec(self) -> ComparatorSpec:
+        """How it is asked and read."""
+        config = self.config
+        return ComparatorSpec(
+            ARCHITECTURE,
+            config.image,
+            config.question,
+            config.levels,
+            config.level_weights,
+            config.temperature,
+        )
 
     def run_frozen(self, pixel_values: Tensor, stages: int) -> tuple[Tensor, Tensor]:
         """Runs the encoder's first `stages` stages, which training may keep frozen and cache.
