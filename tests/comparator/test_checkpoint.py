@@ -74,7 +74,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "model.safetensors").write_bytes(bytes(5000)),
         "train it again",
     ),
-    "another architecture": (edited(lambda c: c.update(architecture="mplug_owl2")), "mplug_owl2"),
+    "another architecture": (edited(lambda c: c.update(architecture="resnet")), "resnet"),
     "no architecture": (edited(lambda c: c.pop("architecture")), "None"),
     "an unknown key": (edited(lambda c: c.update(colour="red")), "colour"),
     "an unknown key of the decoder": (edited(lambda c: c["decoder"].update(dropout=0.1)), "dropout"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compare2score.comparator.prompt import IMAGE, LEVEL_WEIGHTS, LEVELS, QUESTION, text_chunks
+from compare2score.comparator.prompt import IMAGE, LEVEL_WEIGHTS, LEVELS, QUESTION, prompt_tokens, text_chunks
 from compare2score.errors import CheckpointError
 
 GOLDEN_README = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "README.md"
@@ -64,28 +64,22 @@ def test_a_question_of_another_number_of_images_is_refused(images):
 
 
 def test_token_ids_spell_the_question_and_the_levels():
-    from compare2score.comparator.nano import prompt_token_ids
-
     words = Words()
-    texts, level_ids = prompt_token_ids(words)
-    assert IMAGE.join(words.text(ids) for ids in texts) == QUESTION
-    assert [words.text((token,)) for token in level_ids] == [f" {level}" for level in LEVELS]
+    tokens = prompt_tokens(words)
+    assert IMAGE.join(words.text(ids) for ids in tokens.texts) == QUESTION
+    assert [words.text((token,)) for token in tokens.level_ids] == [f" {level}" for level in LEVELS]
 
 
 def test_another_question_and_other_levels_are_tokenised_the_same_way():
-    from compare2score.comparator.nano import prompt_token_ids
-
     words = Words()
-    texts, level_ids = prompt_token_ids(words, f"{IMAGE} against {IMAGE} is", ("bad", "good"))
-    assert [words.text(ids) for ids in texts] == ["", " against ", " is"]
-    assert [words.text((token,)) for token in level_ids] == [" bad", " good"]
+    tokens = prompt_tokens(words, (), f"{IMAGE} against {IMAGE} is", ("bad", "good"))
+    assert [words.text(ids) for ids in tokens.texts] == ["", " against ", " is"]
+    assert [words.text((token,)) for token in tokens.level_ids] == [" bad", " good"]
 
 
 def test_levels_of_one_first_token_are_refused():
-    from compare2score.comparator.nano import prompt_token_ids
-
     with pytest.raises(CheckpointError, match="same token"):
-        prompt_token_ids(Words(r"\s?[^\s]|\s+"))  # " similar" and " superior" both begin with " s"
+        prompt_tokens(Words(r"\s?[^\s]|\s+"))  # " similar" and " superior" both begin with " s"
 
 
 def test_reading_the_prompt_does_not_load_torch():
