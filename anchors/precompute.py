@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compare2score.backends import open_backend
+from compare2score.backends import Backend, open_backend
 from compare2score.bundle import Anchors, Bundle, write_bundle
 from compare2score.comparison import comparison_probability, symmetric_preference_matrix
 from compare2score.errors import BundleError
@@ -18,14 +18,14 @@ from compare2score.image import preprocess
 
 
 def precompute_anchors(
-    bundle: Bundle, images: Sequence[str | Path], backend: str = "auto", threads: int | None = None
+    bundle: Bundle, images: Sequence[str | Path], backend: str | Backend = "auto", threads: int | None = None
 ) -> Anchors:
     """Encodes anchor images, their prefixes, and their preference matrix (both orders averaged).
 
     Args:
         bundle: whose graphs to run; its own anchors, if any, do not matter.
         images: paths of two or more photographs, by convention in order of rising quality.
-        backend, threads: see `compare2score.backends.open_backend`.
+        backend, threads: see `compare2score.Scorer`.
 
     Raises:
         ImageError: one cannot be read.
@@ -34,7 +34,7 @@ def precompute_anchors(
     if len(images) < 2:
         raise BundleError(f"{len(images)} anchor images are too few; give at least two, five as published.")
     manifest = bundle.manifest
-    run = open_backend(bundle, backend, threads)
+    run = open_backend(bundle, backend, threads) if isinstance(backend, str) else backend
     visual_tokens = run.encode(np.stack([preprocess(image, manifest.image) for image in images]))
     prefix = run.prefix(visual_tokens)
     logits = run.compare(visual_tokens, prefix)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from compare2score.cli.console import print_json, print_table, remark, track
 from compare2score.cli.options import Backend, Json, Threads, examples
-from compare2score.errors import LabelError
+from compare2score.cli.original import AnchorImages, Checkpoint, open_original
+from compare2score.errors import CheckpointError, LabelError
 
 if TYPE_CHECKING:
     from compare2score import Scorer
@@ -22,11 +24,21 @@ EXAMPLES = examples(
     "c2s eval --labels photos/labels.csv --split test --out report/",
     "c2s eval --dataset live=databaserelease2/ koniq10k=koniq/ --splits 10",
     "c2s eval --labels photos/labels.csv --bundle old/ new/",
+    "c2s eval --labels photos/labels.csv --bundle exported/ --against torch --checkpoint checkpoint/",
+    "c2s eval --labels photos/labels.csv --matrix count probability",
 )
 SOME_FAILED = 1
 LISTED = 20
 """Unreadable images named on the terminal; the report names all."""
 EVERY_ROW, TEST = "all", "test"
+Against = Literal["torch"]
+
+
+class Matrix(str, Enum):
+    """The scorer's `matrix`; an Enum, for typer takes no list of literals."""
+
+    PROBABILITY = "probability"
+    COUNT = "count"
 
 
 def evaluate(
@@ -49,6 +61,16 @@ def evaluate(
     bundle: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR...", help="Bundles; the second and later are compared with the first."),
+    ] = None,
+    checkpoint: Checkpoint = None,
+    anchor_images: AnchorImages = None,
+    against: Annotated[
+        Against | None,
+        typer.Option(help="Compare the checkpoint, run by torch over the first bundle's anchors, with it."),
+    ] = None,
+    matrix: Annotated[
+        list[Matrix] | None,
+        typer.Option(help="Soft comparisons or hard votes, or both to compare them  [default: probability]."),
     ] = None,
     splits: Annotated[
         str | None,
@@ -86,7 +108,15 @@ def evaluate(
     check(tables, by, parts, seed)
     if out is not None:
         prepare(out)
-    scorers = open_bundles(bundle or [None], backend, threads)
+    forms = matrix or [Matrix.PROBABILITY]
+    if checkpoint is None or against is not None:
+        scorers = open_bundles(bundle or [None], forms, backend, threads)
+    else:
+        scorers = []
+    if checkpoint is not None:
+        scorers += open_checkpoint(checkpoint, anchor_images, scorers, forms)
+    elif against is not None:
+        raise CheckpointError("--against torch has nothing to run; give its --checkpoint.")
     scored = [[score(scorer, table, batch) for _, scorer in scorers] for table in tables]
     report = Report(
         bundles=tuple(name for name, _ in scorers),
@@ -148,22 +178,51 @@ def prepare(out: Path) -> None:
 
 
 def open_bundles(
-    bundles: Sequence[Path | None], backend: str, threads: int | None
+    bundles: Sequence[Path | None], forms: Sequence[Matrix], backend: str, threads: int | None
 ) -> list[tuple[NamedBundle, Scorer]]:
-    """A scorer for each bundle, with a name that tells it from the others."""
+    """A scorer for each bundle and form of the matrix, with a name that tells it from the others."""
     from compare2score import Scorer
-    from compare2score.pipelines.evaluation_report import NamedBundle
 
     opened: list[tuple[NamedBundle, Scorer]] = []
     for path in bundles:
-        scorer = Scorer(path, backend=backend, threads=threads)
-        # Asked now: a bundle without anchors is refused before any image is read.
-        _ = scorer.anchors
-        name = "embedded" if path is None else path.resolve().name
-        if any(other.name == name for other, _ in opened):
-            name = f"{name} ({len(opened) + 1})"
-        opened.append((NamedBundle(name, str(scorer.bundle.path), scorer.bundle.identity), scorer))
+        for form in forms:
+            scorer = Scorer(path, backend=backend, threads=threads, matrix=form.value)
+            # Asked now: a bundle without anchors is refused before any image is read.
+            _ = scorer.anchors
+            name = "embedded" if path is None else path.resolve().name
+            opened.append((name_apart(name, form.value if len(forms) > 1 else "", scorer, opened), scorer))
     return opened
+
+
+def open_checkpoint(
+    checkpoint: Path,
+    anchor_images: Path | None,
+    bundles: Sequence[tuple[NamedBundle, Scorer]],
+    forms: Sequence[Matrix],
+) -> list[tuple[NamedBundle, Scorer]]:
+    """Scorers that run a checkpoint in torch, with anchors of its own or those of the first bundle."""
+    if anchor_images is None and not bundles:
+        raise LabelError("A checkpoint has no anchors; give --anchor-images, a label table or a folder.")
+    anchors = bundles[0][1].anchors if anchor_images is None else anchor_images
+    opened: list[tuple[NamedBundle, Scorer]] = []
+    for form in forms:
+        scorer = open_original(checkpoint, anchors, matrix=form.value)
+        name = f"{checkpoint.resolve().name} in torch"
+        named = name_apart(name, form.value if len(forms) > 1 else "", scorer, [*bundles, *opened])
+        opened.append((named, scorer))
+    return opened
+
+
+def name_apart(
+    name: str, form: str, scorer: Scorer, others: Sequence[tuple[NamedBundle, Scorer]]
+) -> NamedBundle:
+    """A name that no other scorer of the report has."""
+    from compare2score.pipelines.evaluation_report import NamedBundle
+
+    name = f"{name}, {form}" if form else name
+    if any(other.name == name for other, _ in others):
+        name = f"{name} ({len(others) + 1})"
+    return NamedBundle(name, str(scorer.bundle.path), scorer.bundle.identity)
 
 
 def score(scorer: Scorer, table: LabelTable, batch: int) -> ScoredTable:

@@ -14,7 +14,8 @@ from compare2score.cli.console import print_json, printable, remark, terminal, t
 from compare2score.cli.extra import extra
 from compare2score.cli.inputs import Input, expand
 from compare2score.cli.options import Backend, Bundle, Json, Threads, examples
-from compare2score.errors import CollectionError, ImageError
+from compare2score.cli.original import AnchorImages, Checkpoint, open_original
+from compare2score.errors import CollectionError, ImageError, LabelError
 
 if TYPE_CHECKING:
     from compare2score import Score, Scorer
@@ -31,6 +32,8 @@ AnchorUse = Literal["all", "adaptive"]
 def score(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders and quoted patterns.")],
     bundle: Bundle = None,
+    checkpoint: Checkpoint = None,
+    anchor_images: AnchorImages = None,
     backend: Backend = "auto",
     scale: Annotated[
         Scale,
@@ -56,6 +59,8 @@ def score(
 ) -> None:
     """Score images from 0 to 100, higher is better.
 
+    With --checkpoint and --anchor-images, torch runs a comparator that was never exported.
+
     A folder stands for all its JPEG, PNG, WebP, BMP, TIFF and GIF files, folders in it included, hidden ones
     not, sorted. Quote patterns: c2s expands them itself, on every system and for any number of files.
 
@@ -69,15 +74,14 @@ def score(
     inputs = expand(paths)
     if explain is not None:
         check_explanation(inputs, explain)
-    scorer = Scorer(
-        bundle,
-        backend=backend,
-        scale=scale,
-        link=link,
-        threads=threads,
-        anchors=anchors,
-        stopping=None if tolerance is None else Stopping(tolerance),
-    )
+    stopping = None if tolerance is None else Stopping(tolerance)
+    options: dict[str, Any] = {"scale": scale, "link": link, "anchors": anchors, "stopping": stopping}
+    if checkpoint is None:
+        scorer = Scorer(bundle, backend=backend, threads=threads, **options)
+    elif anchor_images is None:
+        raise LabelError("A checkpoint has no anchors; give --anchor-images, a label table or a folder.")
+    else:
+        scorer = open_original(checkpoint, anchor_images, **options)
     # Asked now: a bundle without anchors is refused before any image is read.
     _ = scorer.anchors
     # Lines that run down the screen show the progress themselves.

@@ -48,6 +48,17 @@ def symmetric_preference_matrix(probabilities: ArrayLike) -> NDArray[np.float64]
     return matrix
 
 
+def votes(probabilities: ArrayLike) -> NDArray[np.float64]:
+    """Hard votes in place of comparison probabilities: a whole one for the preferred image, halves for equals.
+
+    With them the preference matrix becomes the count matrix that the paper compares its soft one with.
+
+    Args:
+        probabilities: any shape, in [0, 1]; NaN where a comparison was not asked stays NaN.
+    """
+    return np.asarray((np.sign(np.asarray(probabilities, dtype=np.float64) - 0.5) + 1) / 2)
+
+
 def extend_preference_matrix(anchor_matrix: ArrayLike, probabilities: ArrayLike) -> NDArray[np.float64]:
     """Adds the test image, last, to the anchors' preference matrix.
 

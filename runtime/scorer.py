@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from compare2score.adaptive import Rows, Stopping, compare_adaptively
-from compare2score.backends import Floats, Prefix, open_backend
+from compare2score.backends import Backend, Floats, Prefix, open_backend
 from compare2score.bundle import Anchors, Bundle, open_bundle
-from compare2score.comparison import comparison_probability, extend_preference_matrix, level_probabilities
+from compare2score.comparison import (
+    comparison_probability,
+    extend_preference_matrix,
+    level_probabilities,
+    votes,
+)
 from compare2score.decode import ImageSource
 from compare2score.errors import BackendError, BundleError, ImageError
 from compare2score.image import preprocess
@@ -26,6 +31,7 @@ from compare2score.thurstone import map_estimate, minmax_scale, prior_percentile
 
 Scale = Literal["percentile", "minmax"]
 AnchorUse = Literal["all", "adaptive"]
+Matrix = Literal["probability", "count"]
 _DECODERS = 4
 """Threads that decode ahead; more would wait for the graphs."""
 
@@ -40,7 +46,8 @@ class Score:
             anchors.
         q: MAP estimate under Thurstone's Case V, in units of the prior's standard deviation.
         std: its posterior standard deviation (Laplace), in the same unit.
-        probabilities: P(image preferred over anchor n), [anchors]; NaN for an anchor that was left out.
+        probabilities: P(image preferred over anchor n), [anchors]; NaN for an anchor that was left out. With
+            a count matrix the votes.
         comparisons: how many anchors the image was compared with: all, unless they are adaptive.
     """
 
@@ -72,30 +79,34 @@ class Scorer:
     """Scores images with a bundle's comparator and anchors.
 
     Args:
-        bundle: a bundle folder; the embedded one if None.
-        backend: "auto" or a backend's name, see `compare2score.backends.open_backend`.
+        bundle: a bundle, or its folder; the embedded one if None.
+        backend: "auto" or a backend's name, see `compare2score.backends.open_backend`, or an open backend
+            such as `compare2score.comparator.TorchBackend`.
         scale: of `Score.value`: "percentile" or the published "minmax".
         link: "probit" (the paper's normal distribution) or "logit".
         threads: CPU threads of one call; None leaves the choice to the backend.
         anchors: "all", or "adaptive" to compare each image with the most informative anchors alone, one at
             a time, until `stopping` says that it is enough; the estimate then rests on those comparisons.
         stopping: of adaptive anchors, see `compare2score.adaptive.Stopping`.
+        matrix: "probability" (soft comparisons), or "count" to give each comparison's whole vote to the image
+            that is preferred; only to see what soft comparisons are worth, for it knows few different scores.
 
     Raises:
         BundleError, BackendError: in one sentence each.
-        ValueError: the scale, the link or the use of anchors is unknown.
+        ValueError: the scale, the link, the use of anchors or the matrix is unknown.
     """
 
     def __init__(
         self,
-        bundle: str | Path | None = None,
+        bundle: str | Path | Bundle | None = None,
         *,
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         scale: Scale = "percentile",
         link: Link = "probit",
         threads: int | None = None,
         anchors: AnchorUse = "all",
         stopping: Stopping | None = None,
+        matrix: Matrix = "probability",
     ) -> None:
         if scale not in ("percentile", "minmax"):
             raise ValueError(f"The scale is {scale!r}; choose 'percentile' or 'minmax'.")
@@ -103,8 +114,11 @@ class Scorer:
             raise ValueError(f"The link is {link!r}; choose 'probit' or 'logit'.")
         if anchors not in ("all", "adaptive"):
             raise ValueError(f"The anchors are {anchors!r}; choose 'all' or 'adaptive'.")
-        self.bundle: Bundle = open_bundle(bundle)
-        self.backend = open_backend(self.bundle, backend, threads)
+        if matrix not in ("probability", "count"):
+            raise ValueError(f"The matrix is {matrix!r}; choose 'probability' or 'count'.")
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.backend = open_backend(self.bundle, backend, threads) if isinstance(backend, str) else backend
+        self.matrix = matrix
         self.scale, self.link, self.threads = scale, link, threads
         self.stopping = (stopping or Stopping()) if anchors == "adaptive" else None
 
@@ -231,7 +245,8 @@ class Scorer:
 
     def score_preferences(self, probabilities: Array) -> list[Score]:
         """Scores images by P(image preferred over anchor), [N, anchors], NaN where that was not asked."""
-        matrices = extend_preference_matrix(self.anchors.matrix, probabilities)
+        among = self.anchors.matrix if self.matrix == "probability" else votes(self.anchors.matrix)
+        matrices = extend_preference_matrix(among, probabilities)
         # One at a time: equal to the bit in any batch, and faster than `map_estimate` of a few together.
         estimates = [map_estimate(matrix, self.link) for matrix in matrices]
         values = self.values(np.stack([estimate.q for estimate in estimates]))
@@ -249,7 +264,8 @@ class Scorer:
     def preferences(self, visual_tokens: Floats, prefix: Prefix) -> Array:
         """P(image preferred over anchor), [N, A], of images' tokens [N, T, D] and A anchors' prefix."""
         logits, manifest = self.level_logits(visual_tokens, prefix), self.bundle.manifest
-        return comparison_probability(logits, manifest.level_weights, manifest.temperature)
+        soft = comparison_probability(logits, manifest.level_weights, manifest.temperature)
+        return soft if self.matrix == "probability" else votes(soft)
 
     def values(self, q: Array) -> Array:
         """`Score.value` [N] of MAP estimates [N, anchors + 1], the test image last."""

@@ -161,3 +161,50 @@ def test_the_readmes_accuracy_comes_out(c2s):
     for name, expected in record["tables"]["agiqa3k"]["methods"]["comparator"].items():
         # As the README shows it; scores differ in late digits from one kind of processor to another.
         assert results[name]["value"] == pytest.approx(expected, abs=5e-4)
+
+
+# Comparators in torch, and hard votes
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_comparator, tmp_path_factory):
+    tiny_comparator().save(folder := tmp_path_factory.mktemp("nano") / "checkpoint")
+    return folder
+
+
+def test_an_exported_bundle_scores_as_its_checkpoint_does_in_torch(c2s, checkpoint, rated, tmp_path):
+    exported = tmp_path / "exported"
+    run = c2s("export", checkpoint, "--anchors", rated.parent / "images", "--out", exported)
+    assert run.exit_code == 0, run.stderr
+    options = ("--labels", rated, "--bundle", exported, "--resamples", 0, "--json", "--out", tmp_path / "r")
+    found = result_of(c2s("eval", *options, "--against", "torch", "--checkpoint", checkpoint))
+    names = [bundle["name"] for bundle in found["bundles"]]
+    assert names == ["exported", "checkpoint in torch"]
+    lines = (tmp_path / "r" / "scores.csv").read_text().splitlines()
+    q = np.array([[float(value) for value in line.split(",")[-2:]] for line in lines[1:]])
+    assert len(q) == 12
+    np.testing.assert_allclose(q[:, 0], q[:, 1], atol=1e-4)
+
+
+def test_a_checkpoint_alone_is_evaluated_with_anchors_of_its_own(c2s, checkpoint, rated):
+    options = ("--labels", rated, "--checkpoint", checkpoint, "--resamples", 0, "--json")
+    found = result_of(c2s("eval", *options, "--anchor-images", rated.parent / "images"))
+    assert [bundle["name"] for bundle in found["bundles"]] == ["checkpoint in torch"]
+    refused = c2s("eval", *options)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "give --anchor-images" in refused.stderr
+    refused = c2s("eval", "--labels", rated, "--against", "torch")
+    assert (refused.exit_code, "give its --checkpoint" in refused.stderr) == (2, True)
+
+
+def test_soft_comparisons_and_hard_votes_are_compared(c2s, bundle, rated):
+    options = ("--labels", rated, "--bundle", bundle, "--resamples", 0, "--json")
+    found = result_of(c2s("eval", *options, "--matrix", "count", "probability"))
+    (table,) = found["tables"]
+    count, soft = (table["results"][f"{bundle.name}, {form}"] for form in ("count", "probability"))
+    paths = [rated.parent / "images" / f"{place}.png" for place in range(4, 16)]
+    votes = [Scorer(bundle, matrix="count").score(path).q for path in paths]
+    assert len(set(votes)) < len(votes)
+    mos = [GRAYS[place] / 50 + (0.9 if place % 3 == 0 else 0) for place in range(4, 16)]
+    assert count["srcc"]["value"] == pytest.approx(spearmanr(votes, mos).statistic)
+    assert soft["srcc"]["value"] != count["srcc"]["value"]

@@ -14,6 +14,7 @@ from compare2score.comparison import (
     extend_preference_matrix,
     level_probabilities,
     symmetric_preference_matrix,
+    votes,
 )
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -100,3 +101,15 @@ def test_a_batch_of_test_images_shares_the_anchors():
     assert batch.shape == (3, 3, 3)
     for matrix, row in zip(batch, rows, strict=True):
         assert (matrix == extend_preference_matrix(anchors, row)).all()
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [([0.0, 0.499, 0.5, 0.501, 1.0], [0, 0, 0.5, 1, 1]), ([[0.5, 0.7], [0.3, 0.5]], [[0.5, 1], [0, 0.5]])],
+)
+def test_a_vote_goes_whole_to_the_preferred_image_and_is_shared_by_equals(probabilities, expected):
+    np.testing.assert_array_equal(votes(probabilities), expected)
+
+
+def test_what_was_not_asked_casts_no_vote():
+    np.testing.assert_array_equal(votes([np.nan, 0.9]), [np.nan, 1])

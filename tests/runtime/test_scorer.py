@@ -361,3 +361,40 @@ def test_the_socket_watch_would_notice_one():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "socket.__new__ was used" in done.stderr
+
+
+# Count matrix
+
+
+def test_a_count_matrix_holds_whole_votes_and_has_the_maximum_that_another_solver_finds(bundle, tmp_path):
+    counting = Scorer(bundle, matrix="count")
+    for gray in (20, 100, 200):
+        score = counting.score(Image.new("RGB", (8, 8), (gray,) * 3))
+        wins = np.array([float(preferred(gray, anchor) > 0.5) for anchor in ANCHOR_GRAYS])
+        assert score.probabilities == tuple(wins)
+        matrix = np.full((6, 6), 0.5)
+        matrix[:5, :5] = np.sign(anchor_matrix() - 0.5) / 2 + 0.5
+        matrix[5, :5], matrix[:5, 5] = wins, 1 - wins
+
+        def slope(q, matrix=matrix):
+            apart = q[:, None] - q[None, :]
+            ratio = np.exp(-(apart**2) / 2 - np.log(2 * np.pi) / 2 - log_ndtr(apart))
+            off = matrix * ratio
+            np.fill_diagonal(off, 0)
+            return off.sum(axis=1) - off.sum(axis=0) - q
+
+        assert score.q == pytest.approx(root(slope, np.zeros(6)).x[-1], abs=1e-8)
+
+
+def test_an_unknown_matrix_is_refused(bundle):
+    with pytest.raises(ValueError, match="choose 'probability' or 'count'"):
+        Scorer(bundle, matrix="ballot")
+
+
+def test_an_open_bundle_and_an_open_backend_are_taken_as_they_are(bundle):
+    first = Scorer(bundle)
+    second = Scorer(first.bundle, backend=first.backend)
+    assert second.bundle is first.bundle
+    assert second.backend is first.backend
+    picture = Image.new("RGB", (8, 8), (90, 90, 90))
+    assert second.score(picture) == first.score(picture)
