@@ -15,8 +15,10 @@ from typing import Any, Protocol
 POWERCAP = Path("/sys/class/powercap")
 # A package's counter already holds its cores and its integrated graphics, but not its memory.
 COUNTED_ZONES = re.compile(r"package-\d+|dram")
-# "VDD_IN 5336mW/4890mW" of Orin and Xavier, "POM_5V_IN 2532/2480" of older boards: now / average, in mW.
-TEGRA_POWER = re.compile(r"\b(?:VDD_IN|POM_5V_IN) (\d+)(?:mW)?/")
+# "VDD_IN 5336mW/4890mW" of Orin Nano, Orin NX and Xavier, "POM_5V_IN 2532/2480" of older boards, "VIN" of
+# Thor: now / average, in mW. AGX Orin shows no input, but the rails whose sum the module takes.
+TEGRA_INPUT = re.compile(r"\b(?:VDD_IN|POM_5V_IN|VIN) (\d+)(?:mW)?/")
+TEGRA_RAILS = re.compile(r"\b(?:VDD_GPU_SOC|VDD_CPU_CV|VIN_SYS_5V0) (\d+)(?:mW)?/")
 TEGRASTATS = ("tegrastats", "--interval", "100")
 
 
@@ -83,7 +85,9 @@ class NvmlMeter:
 
 
 class TegrastatsMeter:
-    """A Jetson board's input power, summed over time from what `tegrastats` prints ten times a second.
+    """A Jetson's input power, summed over time from what `tegrastats` prints ten times a second.
+
+    It is the board's or, on Orin, the module's.
 
     Raises OSError if the program cannot be started.
     """
@@ -102,9 +106,9 @@ class TegrastatsMeter:
 
     def follow(self) -> None:
         for line in self.process.stdout or ():
-            found = TEGRA_POWER.search(line)
+            found = TEGRA_INPUT.findall(line) or TEGRA_RAILS.findall(line)
             if found:
-                self.note(int(found[1]) * 1e-3)
+                self.note(sum(map(int, found)) * 1e-3)
 
     def note(self, watts: float) -> None:
         """Takes `watts` as the power from now on."""

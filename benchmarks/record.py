@@ -17,9 +17,12 @@ PACKAGES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "cuda-bindings",
     "openvino",
     "pillow",
     "scipy",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
     "torch",
 )
 

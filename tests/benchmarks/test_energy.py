@@ -14,6 +14,15 @@ ORIN = (
     "11-22-2026 01:00:00 RAM 3000/7620MB CPU [2%@729,off] GR3D_FREQ 0% VDD_IN 5336mW/4890mW VDD_SOC 1mW/1mW"
 )
 NANO = "RAM 1000/3956MB SWAP 0/1978MB POM_5V_IN 2532/2480 POM_5V_GPU 80/80 POM_5V_CPU 486/400"
+# No line of its own for the input: the module takes the sum of the three.
+AGX_ORIN = (
+    "RAM 4012/62841MB (lfb 2x4MB) GR3D_FREQ 0% VDD_GPU_SOC 4800mW/4700mW VDD_CPU_CV 1600mW/1500mW "
+    "VIN_SYS_5V0 5200mW/5100mW"
+)
+THOR = (
+    "RAM 6012/125772MB (lfb 2x4MB) VDD_GPU 3100mW/3000mW VDD_CPU_SOC_MSS 9000mW/8900mW "
+    "VIN_SYS_5V0 6000mW/5900mW VIN 31500mW/31000mW"
+)
 
 
 @pytest.fixture
@@ -82,7 +91,7 @@ def test_nvml_sums_all_gpus_in_joules():
     assert meter.joules() - before == pytest.approx(3.5)
 
 
-@pytest.mark.parametrize(("line", "watts"), [(ORIN, 5.336), (NANO, 2.532)])
+@pytest.mark.parametrize(("line", "watts"), [(ORIN, 5.336), (NANO, 2.532), (AGX_ORIN, 11.6), (THOR, 31.5)])
 def test_a_jetsons_input_power_is_summed_over_time(line, watts):
     now = [0.0]
     command = (sys.executable, "-c", f"print({line!r}, flush=True); import time; time.sleep(60)")
