@@ -29,8 +29,8 @@ from compare2score.benchmarks.latency import timing_values
 from compare2score.benchmarks.record import RESULTS, write_record
 from compare2score.benchmarks.timing import Limits, Timing, measure_rounds, timed
 from compare2score.benchmarks.workload import DecoderSize, Workload
-from compare2score.comparator.mplug_owl2 import IMAGE_TOKEN, MplugOwl2Comparator, MplugOwl2Config
-from compare2score.comparator.prompt import PromptTokens
+from compare2score.comparator.mplug_owl2 import MplugOwl2Comparator, MplugOwl2Config
+from compare2score.comparator.prompt import IMAGE_MARK, PromptTokens
 
 Stopwatch = Callable[[Callable[[], object]], float]
 """Seconds that a call takes, its work on the GPU included."""
@@ -85,7 +85,7 @@ def published_loop(comparator: MplugOwl2Comparator, anchors: Tensor, image: Tens
     """
     prompt = comparator.prompt_tokens
     first, second, closing = prompt.texts
-    ids = torch.tensor([[*first, IMAGE_TOKEN, *second, IMAGE_TOKEN, *closing]])
+    ids = torch.tensor([[*first, IMAGE_MARK, *second, IMAGE_MARK, *closing]])
     answers = []
     for anchor in anchors:
         tokens = comparator.encode(torch.stack([anchor, image]))

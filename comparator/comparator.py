@@ -1,4 +1,4 @@
-"""What every torch comparator offers: the same three calls as a runtime backend, and facts for the manifest."""
+"""What every torch comparator offers: a backend's three calls, and facts for the manifest."""
 
 from __future__ import annotations
 

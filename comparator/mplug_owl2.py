@@ -33,15 +33,13 @@ from compare2score.comparator.multiway_llama import (
     RMSNorm,
     run_layers,
 )
-from compare2score.comparator.prompt import PromptTokens, prompt_tokens
+from compare2score.comparator.prompt import IMAGE_MARK, PromptTokens, prompt_tokens
 from compare2score.comparator.tokenizer import read_tokenizer
 from compare2score.comparator.weights import CheckpointWeights
 from compare2score.errors import CheckpointError
 from compare2score.image import ImageSpec
 
 ARCHITECTURE = "mplug_owl2"
-IMAGE_TOKEN = -200
-"""Stands in a prompt's token ids where an image's visual tokens go."""
 TEMPERATURE = 100.0
 """The published inference divides the level logits by it."""
 LLAMA_BEGIN = 1
@@ -233,10 +231,10 @@ class MplugOwl2Comparator(nn.Module):
         """
         images, length, width = visual_tokens.shape
         ids = input_ids[0].tolist()
-        if ids.count(IMAGE_TOKEN) != images:
-            raise ValueError(f"The prompt has {ids.count(IMAGE_TOKEN)} images, {images} were given.")
-        text = torch.tensor([i for i in ids if i != IMAGE_TOKEN], device=visual_tokens.device)
-        flags = [flag for i in ids for flag in ([True] * length if i == IMAGE_TOKEN else [False])]
+        if ids.count(IMAGE_MARK) != images:
+            raise ValueError(f"The prompt has {ids.count(IMAGE_MARK)} images, {images} were given.")
+        text = torch.tensor([i for i in ids if i != IMAGE_MARK], device=visual_tokens.device)
+        flags = [flag for i in ids for flag in ([True] * length if i == IMAGE_MARK else [False])]
         block = Block.of(0, flags)
         x = torch.cat([self.model.embed_tokens(text), visual_tokens.reshape(-1, width)])[None]
         x, _, _ = self.run(x, block)

@@ -10,6 +10,9 @@ from compare2score.errors import CheckpointError
 IMAGE = "<|image|>"
 """Marks where an image's visual tokens go."""
 
+IMAGE_MARK = -200
+"""Stands for it in a prompt's token ids, as in the published code: for all the visual tokens of one image."""
+
 ASKED = "Compared with the first image, what is your quality rating for second image?"
 ANSWERED = "The quality of the second image is"
 QUESTION = f"USER: {IMAGE} {IMAGE} {ASKED} \nASSISTANT: {ANSWERED}"

@@ -1,0 +1,7 @@
+"""Makes the functions that write tiny chat checkpoints available to the tests of this folder."""
+
+import sys
+from pathlib import Path
+
+# Tests are no package, so that what two folders share has to be found on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
