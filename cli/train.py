@@ -13,12 +13,13 @@ from compare2score.cli.console import print_json, print_table, redirect_bars, re
 from compare2score.cli.extra import extra
 from compare2score.cli.options import Json, ManyValues, examples
 from compare2score.errors import LabelError
-from compare2score.training.recipe import Recipe
+from compare2score.training.recipe import LoraRecipe, Recipe
 
 group = typer.Typer(help="Train a comparator on rated images.", no_args_is_help=True)
 
 Mix = Literal["balanced", "natural"]
 Comparison = Literal["late", "causal"]
+Adapted = Literal["decoder", "all"]
 Std = Annotated[
     float | None,
     typer.Option(
@@ -26,7 +27,7 @@ Std = Annotated[
         help="Deviation of opinions, for tables that state none [default: a share of the range].",
     ),
 ]
-RECIPE = Recipe()
+RECIPE, LORA = Recipe(), LoraRecipe()
 
 
 @group.command(
@@ -168,6 +169,83 @@ def nano(
         remark("Interrupted; the same command goes on after the last whole epoch.")
         raise
     print_checkpoint(checkpoint, as_json)
+
+
+@group.command(
+    cls=ManyValues, epilog=examples("c2s train lora --base mplug-owl2/ --pairs pairs.jsonl --out run/")
+)
+def lora(
+    base: Annotated[
+        Path, typer.Option(metavar="CHECKPOINT", help="Folder of an mPLUG-Owl2 or of a chat model.")
+    ],
+    pairs: Annotated[list[Path], typer.Option(metavar="FILE...", help="Files of 'c2s train instructions'.")],
+    out: Annotated[
+        Path, typer.Option(metavar="RUN", help="The run's folder; one that was interrupted goes on.")
+    ],
+    val: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE...", help="Such files to validate on after every epoch."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(metavar="N", min=1)] = LORA.epochs,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pairs a step.")] = LORA.batch,
+    micro_batch: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Pairs in memory at once; a step adds up their gradients.")
+    ] = LORA.micro_batch,
+    rate: Annotated[
+        float, typer.Option(metavar="X", min=0, help="Peak learning rate; falls as a cosine.")
+    ] = LORA.rate,
+    warmup: Annotated[
+        float, typer.Option(metavar="X", min=0, max=1, help="Share of the steps in which the rate rises.")
+    ] = LORA.warmup,
+    weight_decay: Annotated[float, typer.Option(metavar="X", min=0)] = LORA.weight_decay,
+    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Of every adapter.")] = LORA.rank,
+    alpha: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Adapters are scaled by alpha / rank.")
+    ] = LORA.alpha,
+    dropout: Annotated[
+        float, typer.Option(metavar="X", min=0, max=0.9, help="On what the adapters read.")
+    ] = LORA.dropout,
+    adapt: Annotated[
+        Adapted, typer.Option(help="Adapters in the decoder, or in the vision encoder, too.")
+    ] = LORA.adapt,
+    seed: Annotated[int, typer.Option(metavar="N", min=0)] = LORA.seed,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a large comparator with low-rank adapters (LoRA), or go on with a run.
+
+    Learns the levels of pairs of images, then adds the adapters to the weights: RUN/checkpoint is a
+    checkpoint like the base, for c2s export. Prints a JSON line for every epoch. Epochs, batch, rate and
+    warm-up are those that Compare2Score was trained with.
+    """
+    redirect_bars()
+    with extra("train", "Training"):
+        import matplotlib  # noqa: F401  (the run needs it only after its first epoch)
+
+        from compare2score.training.lora import train_lora
+
+    recipe = LoraRecipe(
+        epochs=epochs,
+        batch=batch,
+        micro_batch=micro_batch,
+        rate=rate,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        adapt=adapt,
+        seed=seed,
+    )
+    try:
+        merged = train_lora(base, pairs, out, recipe, val or [])
+    except KeyboardInterrupt:
+        remark("Interrupted; the same command goes on where the run was last saved.")
+        raise
+    if as_json:
+        print_json({"checkpoint": str(merged.checkpoint), "merged_difference": merged.difference})
+    else:
+        remark(f"Merging the adapters changed level logits by {merged.difference:.1g} at most.")
+        print(f"checkpoint: {merged.checkpoint}")
 
 
 def print_checkpoint(folder: Path, as_json: bool) -> None:

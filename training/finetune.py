@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,14 +20,15 @@ from compare2score.comparison import (
     extend_preference_matrix,
     symmetric_preference_matrix,
 )
-from compare2score.errors import CheckpointError, LabelError
+from compare2score.errors import LabelError
 from compare2score.thurstone import map_estimate
 from compare2score.training.batches import PairBatch, epoch_batches, pair_batch, steps_of
 from compare2score.training.corpus import Corpus, InstructedPairs, Part
 from compare2score.training.features import FrozenFeatures, random_window
 from compare2score.training.learning_curve import plot_log
 from compare2score.training.probe import QualityProbe, ordinal_loss
-from compare2score.training.recipe import ACCOUNT, Module, Phase, Recipe
+from compare2score.training.recipe import ACCOUNT, Module, Phase, Recipe, warm_cosine
+from compare2score.training.run_folder import cut_log, log_row, read_state, write_state
 
 
 class Finetuner:
@@ -98,11 +97,7 @@ class Finetuner:
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then cosine decay to zero over the phase's steps, as a factor."""
-        total = max(1, self.phase.epochs * self.steps_per_epoch)
-        warmup = max(1, round(self.recipe.warmup * total))
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        return warm_cosine(step, max(1, self.phase.epochs * self.steps_per_epoch), self.recipe.warmup)
 
     def tokens(
         self, items: np.ndarray, variants: np.ndarray, crops: np.random.Generator | None = None
@@ -212,10 +207,8 @@ class Finetuner:
         ]
 
     def record(self, row: Mapping[str, float | str]) -> None:
-        """Appends a row to `log.jsonl`, prints it, and draws the learning curves anew."""
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+        """Logs and prints a row, and draws the learning curves anew."""
+        log_row(self.folder, row)
         plot_log(self.folder)
 
     def save(self) -> None:
@@ -232,9 +225,7 @@ class Finetuner:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
-        aside = self.folder / "state.pt.part"
-        torch.save(state, aside)
-        aside.replace(self.folder / "state.pt")
+        write_state(self.folder, state)
 
     def subject(self) -> str:
         """The model and what it is trained on, as JSON."""
@@ -250,29 +241,14 @@ class Finetuner:
 
         Raises CheckpointError if that run had another recipe, model or data, or if its state is damaged.
         """
-        path = self.folder / "state.pt"
-        if not path.exists():
-            self.cut_log()
+        state = read_state(self.folder, self.device, asdict(self.recipe), self.subject())
+        if state is None:
+            cut_log(self.folder, 0)
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path} is damaged; choose another --out folder.") from error
-        if (state["recipe"], state["subject"]) != (asdict(self.recipe), self.subject()):
-            raise CheckpointError(
-                f"{self.folder} holds a run of another recipe, model or data; choose another --out folder."
-            )
         self.model.load_state_dict(state["model"])
         self.probe.load_state_dict(state["probe"])
         self.epoch = state["epoch"]
         self.begin(self.recipe.phase_of(self.epoch - 1))
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.cut_log()
-
-    def cut_log(self) -> None:
-        """Leaves the rows of saved epochs in `log.jsonl`: one killed before its save is logged again."""
-        log = self.folder / "log.jsonl"
-        if log.exists():
-            lines = log.read_text().splitlines()[: self.epoch]
-            log.write_text("".join(f"{line}\n" for line in lines))
+        cut_log(self.folder, self.epoch)

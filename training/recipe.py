@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,15 @@ ACCOUNT = "training.json"
 """Beside a checkpoint's weights: how it was trained, for the manifest of what is exported from it."""
 
 Module = Literal["encoder", "abstractor", "probe", "decoder"]
+Adapted = Literal["decoder", "all"]
+
+
+def warm_cosine(step: int, steps: int, warmup: float) -> float:
+    """Factor on the learning rate: linear over the first `warmup` of the steps, then a cosine to zero."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 @dataclass(frozen=True)
@@ -91,3 +101,41 @@ class Recipe:
                 return phase
             epoch -= phase.epochs
         return self.phases[-1]
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """Everything that determines a low-rank fine-tuning beside its base and its pairs.
+
+    Epochs, batch, rate, warm-up and weight decay are those with which Compare2Score was trained (two epochs
+    of batches of 64, a cosine from 2e-5 after 3 % of warm-up, no decay), which tuned every weight, the vision
+    encoder's too. Rank and alpha are those of mPLUG-Owl2's own low-rank script, which leaves the vision
+    encoder as it is.
+
+    Attributes:
+        epochs: times every pair is seen.
+        batch: pairs a step.
+        micro_batch: pairs in memory at once; their gradients are added up to a step's.
+        rate: AdamW's peak learning rate.
+        warmup: share of the steps in which the rate rises linearly; then it falls as a cosine to zero.
+        weight_decay: AdamW's.
+        clip: largest norm of a step's gradient.
+        rank: of every adapter, r.
+        alpha: an adapter's product is scaled by alpha / rank.
+        dropout: on what the adapters read.
+        adapt: linear layers of the decoder alone, or all, the vision encoder's and the abstractor's too.
+        seed: of adapters, order and dropout.
+    """
+
+    epochs: int = 2
+    batch: int = 64
+    micro_batch: int = 4
+    rate: float = 2e-5
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    rank: int = 128
+    alpha: int = 256
+    dropout: float = 0.05
+    adapt: Adapted = "decoder"
+    seed: int = 0

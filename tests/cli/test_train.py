@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from compare2score.cli.train import Comparison, Mix
-from compare2score.training.recipe import Recipe
+from compare2score.cli.train import Adapted, Comparison, Mix
+from compare2score.training import recipe as recipes
+from compare2score.training.recipe import LoraRecipe, Recipe
 
 LEVELS = ("inferior", "worse", "similar", "better", "superior")
 
@@ -227,26 +228,98 @@ def test_the_choices_are_the_trainings_own():
     assert set(Comparison.__args__) == set(decoder.Comparison.__args__)
 
 
-@pytest.mark.parametrize("package", ["torch", "matplotlib"])
-def test_without_the_extra_one_sentence_names_the_install(tmp_path, package):
+# The lora verb, with the training itself taken out
+
+
+@pytest.fixture
+def adapting(monkeypatch):
+    """Calls of train_lora, which prints an epoch and returns at once."""
+    calls = []
+
+    def train_lora(*arguments):
+        calls.append(arguments)
+        print('{"epoch": 1}')
+        return SimpleNamespace(checkpoint=arguments[2] / "checkpoint", difference=2.5e-7)
+
+    module = ModuleType("compare2score.training.lora")
+    module.train_lora = train_lora
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return calls
+
+
+def test_the_adapters_get_what_the_command_line_says(c2s, adapting, tmp_path):
+    arguments = (
+        "--base owl --pairs a.jsonl b.jsonl --val c.jsonl --epochs 3 --batch 16 --micro-batch 2 --rate 1e-4 "
+        "--warmup 0.1 --weight-decay 0.01 --rank 8 --alpha 16 --dropout 0 --adapt all --seed 7"
+    )
+    result = c2s("train", "lora", *arguments.split(), "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    assert result.stdout == f'{{"epoch": 1}}\ncheckpoint: {tmp_path / "run" / "checkpoint"}\n'
+    assert result.stderr == "Merging the adapters changed level logits by 2e-07 at most.\n"
+    recipe = LoraRecipe(
+        epochs=3,
+        batch=16,
+        micro_batch=2,
+        rate=1e-4,
+        warmup=0.1,
+        weight_decay=0.01,
+        rank=8,
+        alpha=16,
+        dropout=0,
+        adapt="all",
+        seed=7,
+    )
+    pairs, val = [Path("a.jsonl"), Path("b.jsonl")], [Path("c.jsonl")]
+    assert adapting == [(Path("owl"), pairs, tmp_path / "run", recipe, val)]
+
+
+def test_json_ends_with_the_merged_checkpoint(c2s, adapting, tmp_path):
+    result = c2s("train", "lora", "--base", "owl", "--pairs", "a", "--out", tmp_path / "run", "--json")
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"epoch": 1},
+        {"checkpoint": str(tmp_path / "run" / "checkpoint"), "merged_difference": 2.5e-7},
+    ]
+    assert result.stderr == ""
+    assert adapting[0][3:] == (LoraRecipe(), [])
+
+
+def test_interrupted_adapters_say_how_to_go_on(c2s, adapting, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["compare2score.training.lora"], "train_lora", interrupted)
+    result = c2s("train", "lora", "--base", "owl", "--pairs", "a.jsonl", "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted; the same command goes on where the run was last saved.\n"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--epochs 0", "--batch 0", "--rate -1", "--rank 0", "--dropout 1", "--adapt encoder"]
+)
+def test_settings_that_cannot_be_are_wrong_use(c2s, adapting, tmp_path, wrong):
+    result = c2s(
+        "train", "lora", "--base", "owl", "--pairs", "a.jsonl", "--out", tmp_path / "run", *wrong.split()
+    )
+    assert (result.exit_code, result.stdout, adapting) == (2, "", [])
+
+
+def test_what_can_be_adapted_is_the_trainings_own():
+    assert set(Adapted.__args__) == set(recipes.Adapted.__args__)
+
+
+@pytest.mark.parametrize(
+    ("verb", "package"),
+    [("nano", "torch"), ("nano", "matplotlib"), ("lora", "torch"), ("lora", "matplotlib"), ("lora", "peft")],
+)
+def test_without_the_extra_one_sentence_names_the_install(tmp_path, verb, package):
     program = (
         "import sys\n"
         "sys.modules[sys.argv.pop(1)] = None\n"  # importing it fails, as if it were not installed
         "from compare2score.cli import main\n"
         "main()\n"
     )
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        package,
-        "train",
-        "nano",
-        "--data",
-        "x",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    given = {"nano": ["--data", "x"], "lora": ["--base", "x", "--pairs", "y"]}[verb]
+    command = [sys.executable, "-c", program, package, "train", verb, *given, "--out", str(tmp_path / "run")]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "80"}
     )
