@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from compare2score.bundle import Bundle
 from compare2score.errors import ImageError
 from compare2score.scorer import Scorer
 
 ACCEPTED_SRCC_LOSS = 0.005
+ACCEPTED_RANK_CORRELATION = 0.99
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +47,23 @@ class Drift:
 
     @property
     def accepted(self) -> bool:
-        """Whether no more than ACCEPTED_SRCC_LOSS of the correlation with people is lost."""
-        return self.srcc_fp32 - self.srcc <= ACCEPTED_SRCC_LOSS
+        """Whether no more than ACCEPTED_SRCC_LOSS of the correlation with people is lost.
+
+        A gain is no loss, and of comparators that do not yet rank as people do the order must stay: the rank
+        correlation is at least ACCEPTED_RANK_CORRELATION.
+        """
+        kept = self.srcc_fp32 - self.srcc <= ACCEPTED_SRCC_LOSS
+        return kept and self.rank_correlation >= ACCEPTED_RANK_CORRELATION
 
 
-def measure_drift(fp32: Path, other: Path, labelled: LabelledImages) -> Drift:
+def measure_drift(fp32: Path | Bundle, other: Path | Bundle, labelled: LabelledImages) -> Drift:
     """Scores the same images with two bundles.
 
     Raises ImageError if one cannot be read.
     """
-    q_fp32, q = (score_all(Scorer(bundle), labelled.images) for bundle in (fp32, other))
+    q_fp32, q = (
+        score_all(Scorer(bundle, backend="onnxruntime"), labelled.images) for bundle in (fp32, other)
+    )
     return Drift(
         name=labelled.name,
         images=len(labelled.images),

@@ -1,31 +1,43 @@
-"""A comparator's three ONNX graphs, each held against torch before it is used."""
+"""A comparator's three graphs, traced in float32 and held against torch before they are used."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime
+import onnxscript.optimizer
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from compare2score.comparator.nano import NanoComparator
+from compare2score.comparator.comparator import Comparator
 from compare2score.errors import ExportError
+from compare2score.export.sharing import write_graphs
+from compare2score.export.streaming import (
+    Read,
+    as_fakes,
+    attach_weights,
+    fold_weights,
+    is_weight,
+    without_weights,
+)
 
-OPSET = 20
-"""The newest whose float32 attention (MatMul, Softmax) TensorRT builds; opset 23's Attention it does not."""
+OPSET = 21
+"""The first with four-bit weights in blocks; TensorRT builds its attention of MatMul and Softmax, and not yet
+opset 23's Attention."""
 TOLERANCE = 1e-4
-"""Largest absolute difference from torch allowed in float32."""
+"""Largest difference from torch allowed in float32: absolute, or of the largest number if that is above 1."""
 PARITY_BATCHES = (1, 2, 5)
 
 
 class Vision(nn.Module):
     """pixels [N, 3, S, S] -> visual_tokens [N, T, D]."""
 
-    def __init__(self, comparator: NanoComparator) -> None:
+    def __init__(self, comparator: Comparator) -> None:
         super().__init__()
         self.comparator = comparator
 
@@ -36,7 +48,7 @@ class Vision(nn.Module):
 class PrefixOf(nn.Module):
     """visual_tokens [A, T, D] of first images -> keys, values [A, layers, kv_heads, length, head_width]."""
 
-    def __init__(self, comparator: NanoComparator) -> None:
+    def __init__(self, comparator: Comparator) -> None:
         super().__init__()
         self.comparator = comparator
 
@@ -47,7 +59,7 @@ class PrefixOf(nn.Module):
 class Decoder(nn.Module):
     """visual_tokens [N, T, D] of second images and A prefixes -> level_logits [N, A, levels]."""
 
-    def __init__(self, comparator: NanoComparator) -> None:
+    def __init__(self, comparator: Comparator) -> None:
         super().__init__()
         self.comparator = comparator
 
@@ -55,105 +67,121 @@ class Decoder(nn.Module):
         return self.comparator.compare(visual_tokens, prefix_keys, prefix_values)
 
 
-@torch.no_grad()
-def export_graphs(comparator: NanoComparator, folder: Path) -> dict[str, float]:
+def export_graphs(comparator: Comparator, folder: Path) -> dict[str, float]:
     """Writes `vision.onnx`, `prefix.onnx` and `decoder.onnx` in float32.
 
     Every graph is run by ONNX Runtime at several batch sizes, other than those it was traced with, and
     compared with torch on the same input.
 
     Returns:
-        Largest absolute difference from torch, by graph.
+        Largest difference from torch, by graph; see TOLERANCE.
 
     Raises:
         ExportError: a difference is above TOLERANCE.
     """
-    comparator = comparator.eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    images, anchors = {0: torch.export.Dim("images", min=1)}, {0: torch.export.Dim("anchors", min=1)}
-    pixels = torch.randn(2, 3, comparator.config.image.size, comparator.config.image.size)
-    tokens = comparator.encode(pixels)
-    keys, values = comparator.prefix(torch.cat([tokens, tokens[:1]]))
-    write_graph(Vision(comparator), (pixels,), folder / "vision.onnx", {"pixels": images}, ["visual_tokens"])
-    write_graph(
-        PrefixOf(comparator),
-        (tokens,),
-        folder / "prefix.onnx",
-        {"visual_tokens": anchors},
-        ["keys", "values"],
-    )
-    write_graph(
-        Decoder(comparator),
-        (tokens, keys, values),
-        folder / "decoder.onnx",
-        {"visual_tokens": images, "prefix_keys": anchors, "prefix_values": anchors},
-        ["level_logits"],
-    )
+    write_graphs(trace_graphs(comparator), folder)
     return check_parity(comparator, folder)
 
 
-def write_graph(
-    module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: dict[str, Any], outputs: list[str]
-) -> None:
-    """Exports one module; `inputs` names its arguments and their dynamic dimensions."""
-    torch.onnx.export(
+@torch.no_grad()
+def trace_graphs(comparator: Comparator, read: Read | None = None) -> dict[str, ir.Model]:
+    """The graphs "vision", "prefix" and "decoder" in float32.
+
+    Weights have their names in the comparator, with what was done to them behind; all other constants begin
+    with their graph's name.
+
+    Args:
+        comparator: what to trace. On the meta device it is traced by shape alone.
+        read: gives its weights where it has none; they are read when the graphs are written.
+    """
+    mode: Any = nullcontext()
+    if without_weights(comparator):
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        comparator = as_fakes(comparator, mode)
+    if isinstance(comparator, nn.Module):
+        comparator.eval()
+    size = comparator.spec.image.size
+    with mode:
+        pixels = torch.zeros(2, 3, size, size)
+        tokens = comparator.encode(pixels)
+        keys, values = comparator.prefix(torch.cat([tokens, tokens[:1]]))
+    images, anchors = {0: torch.export.Dim("images", min=1)}, {0: torch.export.Dim("anchors", min=1)}
+    traced = {
+        "vision": trace(Vision(comparator), (pixels,), {"pixels": images}, ["visual_tokens"]),
+        "prefix": trace(PrefixOf(comparator), (tokens,), {"visual_tokens": anchors}, ["keys", "values"]),
+        "decoder": trace(
+            Decoder(comparator),
+            (tokens, keys, values),
+            {"visual_tokens": images, "prefix_keys": anchors, "prefix_values": anchors},
+            ["level_logits"],
+        ),
+    }
+    for name, model in traced.items():
+        tidy(name, model, read)
+    return traced
+
+
+def trace(
+    module: nn.Module, example: tuple[Tensor, ...], inputs: dict[str, Any], outputs: list[str]
+) -> ir.Model:
+    """Traces one module; `inputs` names its arguments and their dynamic dimensions."""
+    program = torch.onnx.export(
         module.eval(),
         example,
-        path,
         dynamo=True,
         opset_version=OPSET,
         input_names=list(inputs),
         output_names=outputs,
         dynamic_shapes=tuple(inputs.values()),
-        external_data=False,
+        # Done in `tidy`, when transposed weights are out of its way: it would read and store them all.
+        optimize=False,
         verbose=False,
     )
-    model = onnx.load(path)
-    fold_transposed_weights(model)
-    # The exporter's annotations of inner shapes are optional, and a quantiser trips over stale ones.
-    model.graph.ClearField("value_info")
-    onnx.save(model, path)
+    if program is None:
+        raise ExportError("torch exported nothing; install another version of it.")
+    return program.model
 
 
-def fold_transposed_weights(model: onnx.ModelProto) -> None:
-    """Stores transposed every weight that the graph would transpose at run time, once for all its uses.
-
-    The exporter leaves weights that serve two blocks of the prompt transposed in the graph, where quantisers
-    do not find them as a matrix product's constant.
-    """
+def tidy(name: str, model: ir.Model, read: Read | None) -> None:
+    """Names a graph's weights, makes what is done to them alone a part of them, and simplifies the rest."""
     graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    folded: dict[tuple[str, tuple[int, ...]], str] = {}
-    renamed: dict[str, str] = {}
-    kept = []
-    for node in graph.node:
-        if node.op_type != "Transpose" or node.input[0] not in weights:
-            kept.append(node)
-            continue
-        order = tuple(node.attribute[0].ints)
-        key = (node.input[0], order)
-        if key not in folded:
-            folded[key] = f"{node.input[0]}_transposed"
-            values = np.ascontiguousarray(numpy_helper.to_array(weights[key[0]]).transpose(order))
-            graph.initializer.append(numpy_helper.from_array(values, folded[key]))
-        renamed[node.output[0]] = folded[key]
-    for node in kept:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-    used = {name for node in kept for name in node.input}
-    stored = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(kept)
-    graph.initializer.extend(stored)
+    # Under names of their own while the optimiser makes new ones.
+    for value in list(graph.initializers.values()):
+        value.name = str(value.name).removeprefix("comparator.")
+    weights = {str(value.name) for value in graph.initializers.values() if is_weight(value)}
+    if read is not None:
+        attach_weights(graph, read)
+    fold_weights(graph)
+    onnxscript.optimizer.optimize_ir(model)
+    fold_weights(graph)
+    for value in list(graph.initializers.values()):
+        if not any(str(value.name).startswith(weight) for weight in weights):
+            value.name = f"{name}/{value.name}"
+        if value.const_value is not None:
+            value.const_value.name = value.name
+    forget_inner_shapes(graph)
+
+
+def forget_inner_shapes(graph: ir.Graph) -> None:
+    """Drops annotations of inner shapes: they are optional, and a quantiser trips over stale ones."""
+    kept = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value not in kept:
+                value.shape = None
+        # The module that a node is from is told to whoever cannot build it; the rest is long and of no use.
+        for name in set(node.metadata_props) - {"pkg.torch.onnx.name_scopes"}:
+            del node.metadata_props[name]
 
 
 @torch.no_grad()
-def check_parity(comparator: NanoComparator, folder: Path, seed: int = 0) -> dict[str, float]:
-    """Largest absolute difference between the graphs in `folder` and torch, by graph.
+def check_parity(comparator: Comparator, folder: Path, seed: int = 0) -> dict[str, float]:
+    """Largest difference between the graphs in `folder` and torch, by graph; see TOLERANCE.
 
     Raises ExportError if one is above TOLERANCE.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = comparator.config.image.size
+    size = comparator.spec.image.size
     sessions = {
         name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
         for name in ("vision", "prefix", "decoder")
@@ -163,7 +191,9 @@ def check_parity(comparator: NanoComparator, folder: Path, seed: int = 0) -> dic
     def compare(name: str, expected: tuple[Tensor, ...], **given: Tensor) -> None:
         outputs = sessions[name].run(None, {key: value.numpy() for key, value in given.items()})
         for output, reference in zip(outputs, expected, strict=True):
-            worst[name] = max(worst[name], float(np.abs(output - reference.numpy()).max()))
+            exact = reference.numpy()
+            difference = np.abs(output - exact).max() / max(1.0, np.abs(exact).max())
+            worst[name] = max(worst[name], float(difference))
 
     for batch in PARITY_BATCHES:
         pixels = torch.rand(batch, 3, size, size, generator=generator) * 2 - 1

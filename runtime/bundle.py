@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,15 @@ from safetensors.numpy import load_file, save
 from compare2score.backends import Floats, Prefix
 from compare2score.errors import BundleError
 from compare2score.image import ImageSpec
+from compare2score.integrity import check_files
+from compare2score.integrity import file_hash as file_hash
 
 FORMAT_VERSION = 1
 GRAPHS = ("vision", "prefix", "decoder")
 MANIFEST = "manifest.json"
 ANCHORS = "anchors.safetensors"
-# The name of the entry with which an ONNX tensor says where else its data lie, as protobuf writes it: tag 1,
-# length 8, text; either number may be padded.
-_ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
-_ELSEWHERE_BYTES = 32
+LARGE = 1 << 28
+"""Bytes from which on a file is linked instead of copied, where that is possible."""
 EMBEDDED = Path(__file__).parent / "bundles" / "nano"
 """The bundle inside the package."""
 
@@ -122,7 +121,8 @@ def open_bundle(path: str | Path | None = None) -> Bundle:
             "export it again or install the version that wrote it."
         )
     try:
-        check_files(folder, values["files"], anchors=values["anchors"] is not None)
+        needed = [f"{graph}.onnx" for graph in GRAPHS] + ([] if values["anchors"] is None else [ANCHORS])
+        check_files(folder, values["files"], needed)
         manifest = read_manifest(values)
         anchors = None if values["anchors"] is None else read_anchors(folder, values["anchors"])
     except KeyError as error:
@@ -182,64 +182,15 @@ def read_anchors(folder: Path, values: dict[str, Any]) -> Anchors:
         raise ValueError("the anchors' preference matrix is not probabilities, a row and a column an anchor")
     tensors = load_file(folder / ANCHORS)
     tokens, prefix = tensors["visual_tokens"], Prefix(tensors["keys"], tensors["values"])
-    if any(tensor.dtype != np.float32 or len(tensor) != len(names) for tensor in (tokens, *prefix)):
-        raise ValueError("the anchors' tensors are not float32, a row an anchor")
-    if tokens.ndim != 3 or prefix.keys.ndim != 5 or prefix.keys.shape != prefix.values.shape:
-        raise ValueError("the anchors' tensors have other dimensions")
+    if tokens.dtype != np.float32 or prefix.keys.dtype not in (np.float32, np.float16):
+        raise ValueError("the anchors' tensors are neither float32 nor, keys and values, float16")
+    if prefix.keys.dtype != prefix.values.dtype or prefix.keys.shape != prefix.values.shape:
+        raise ValueError("the anchors' keys and values differ in kind or shape")
+    if tokens.ndim != 3 or prefix.keys.ndim != 5 or any(len(t) != len(names) for t in (tokens, *prefix)):
+        raise ValueError("the anchors' tensors have other dimensions, or not a row an anchor")
     if len(names) < 2:
         raise ValueError("fewer than two anchors")
     return Anchors(names, matrix.astype(np.float64), tokens, prefix)
-
-
-def check_files(folder: Path, files: dict[str, Any], anchors: bool) -> None:
-    """Compares every listed file with its size and hash. Raises BundleError for the first that differs."""
-    if not isinstance(files, dict) or not all(isinstance(record, dict) for record in files.values()):
-        raise ValueError("files is no object of names, each with bytes and sha256")
-    needed = {f"{graph}.onnx" for graph in GRAPHS} | ({ANCHORS} if anchors else set())
-    for name in sorted(needed - set(files)):
-        raise BundleError(f"The manifest of {folder} does not list {name}; export the bundle again.")
-    for name, record in files.items():
-        # A name with a folder in it could lead out of the bundle; Windows' rules cover the others'.
-        if PureWindowsPath(name).name != name:
-            raise BundleError(
-                f"The manifest of {folder} lists {name!r}, which is no plain file name; do not use it."
-            )
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(f"{path} is missing; copy the whole bundle again.")
-        if path.stat().st_size != record["bytes"]:
-            raise BundleError(f"{path} is truncated or of another size; copy the whole bundle again.")
-        if file_hash(path) != record["sha256"]:
-            raise BundleError(
-                f"{path} was altered: its SHA-256 is not the manifest's; copy the whole bundle again."
-            )
-        if path.suffix == ".onnx" and takes_data_from_elsewhere(path):
-            raise BundleError(
-                f"{path} takes data from another file, which may lie anywhere and which its hash does not "
-                "cover; do not use it."
-            )
-
-
-def takes_data_from_elsewhere(graph: Path) -> bool:
-    """Whether a graph's weights are not all inside it; ONNX Runtime 1.22 would read them from any file."""
-    before = b""
-    with graph.open("rb") as file:
-        while block := file.read(1 << 20):
-            content = before + block
-            # A plain search first: it is much faster, and almost always enough.
-            if b"location" in content and _ELSEWHERE.search(content):
-                return True
-            before = content[-_ELSEWHERE_BYTES:]
-    return False
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_bundle(folder: Path, manifest: Manifest, graphs: Path, anchors: Anchors | None) -> Bundle:
@@ -274,11 +225,23 @@ def refuse_existing(folder: Path) -> None:
         raise BundleError(f"{folder} exists already; choose another folder or remove it first.")
 
 
+def place_file(source: Path, target: Path) -> None:
+    """Copies a file, or links it where it is large: no bundle's file is changed, so two may share one."""
+    if source.stat().st_size >= LARGE and not source.is_symlink():
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without links
+            pass
+        else:
+            return
+    shutil.copyfile(source, target)
+
+
 def fill_bundle(folder: Path, manifest: Manifest, graphs: Path, anchors: Anchors | None) -> None:
     """Writes a bundle's files into an empty folder, the manifest last."""
     for source in sorted(path for path in graphs.iterdir() if path.is_file()):
         if source.name not in (MANIFEST, ANCHORS):
-            shutil.copyfile(source, folder / source.name)
+            place_file(source, folder / source.name)
     if anchors is not None:
         tensors = {"visual_tokens": anchors.visual_tokens, **anchors.prefix._asdict()}
         content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})

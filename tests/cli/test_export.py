@@ -56,7 +56,12 @@ def exporter(monkeypatch, bundle):
     contents = {
         "comparator.checkpoint": {"load_comparator": lambda path: f"comparator of {path}"},
         "export.drift": {"LabelledImages": LabelledImages},
+        "comparator.published": {"ANCHOR_MATRIX": ((0.5, 0.4), (0.6, 0.5))},
         "export.exporter": {"export_bundle": export_bundle},
+        "export.streaming": {
+            "is_large": lambda path: path.name == "large",
+            "open_streamed": lambda path: (f"shapes of {path}", "reader"),
+        },
     }
     for name, content in contents.items():
         module = ModuleType(f"compare2score.{name}")
@@ -83,7 +88,8 @@ def labels(tmp_path):
 def test_five_anchors_come_from_a_tables_train_rows(c2s, exporter, labels, tmp_path, name):
     result = c2s("export", "run/checkpoint", "--out", tmp_path / "new", "--anchors", labels / name)
     assert result.exit_code == 0
-    ((comparator, out, precision, anchors, checks, notes, calibration),) = exporter
+    ((comparator, out, precision, anchors, checks, notes, calibration, read, matrix, _),) = exporter
+    assert (read, matrix) == (None, None)
     assert comparator == f"comparator of {Path('run/checkpoint')}"
     assert (out, precision, checks) == (tmp_path / "new", "fp32", [])
     # Intervals of 2 from 0 to 10; in each the first image with the smallest deviation.
@@ -92,6 +98,16 @@ def test_five_anchors_come_from_a_tables_train_rows(c2s, exporter, labels, tmp_p
     # All train rows, as there are few, and none of the rows to judge by.
     assert len(calibration) == 22
     assert not {labels / "v1.png", labels / "v2.png"} & set(calibration)
+
+
+def test_a_large_checkpoint_is_streamed(c2s, exporter, labels, tmp_path):
+    c2s("export", "run/large", "--out", tmp_path / "new", "--anchors", labels)
+    assert (exporter[0][0], exporter[0][7]) == (f"shapes of {Path('run/large')}", "reader")
+
+
+def test_the_published_matrix_is_taken_when_asked_for(c2s, exporter, labels, tmp_path):
+    c2s("export", "c", "--out", tmp_path / "new", "--anchors", labels, "--anchor-matrix", "published")
+    assert exporter[0][8].tolist() == [[0.5, 0.4], [0.6, 0.5]]
 
 
 def test_the_trainings_account_becomes_a_note(c2s, exporter, labels, tmp_path):
@@ -157,7 +173,8 @@ def test_an_fp32_export_says_that_it_checks_nothing(c2s, exporter, labels, tmp_p
         (["--anchors", "gone", "--out", "new"], "does not exist; give a label table or a folder"),
         (["--anchors", "empty", "--out", "new"], "holds no images"),
         (["--anchors", "data", "--out", "new", "--check", "empty"], "cannot be read as a label table"),
-        (["--anchors", "data", "--out", "new", "--precision", "int4"], "int4"),
+        (["--anchors", "data", "--out", "new", "--precision", "int3"], "int3"),
+        (["--anchors", "data", "--out", "new", "--anchor-matrix", "mine"], "mine"),
         (["--anchors", "data"], "--out"),
         (["--out", "new"], "--anchors"),
     ],

@@ -20,7 +20,7 @@ from compare2score.anchors.precompute import replace_anchors
 from compare2score.errors import ExportError
 from compare2score.export.drift import Drift, LabelledImages, measure_drift
 from compare2score.export.exporter import export_bundle
-from compare2score.export.graphs import check_parity, fold_transposed_weights
+from compare2score.export.graphs import check_parity
 from compare2score.image import preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -110,7 +110,10 @@ def test_eight_bits_say_what_they_cost(reports):
     assert 0 < drift.mean_q_change < 0.05
     assert reports["int8"].bundle.manifest.notes["data"] == "textures"
     assert reports["int8"].bundle.manifest.notes["drift"][0]["srcc"] == drift.srcc
-    sizes = {name: report.bundle.graph("decoder").stat().st_size for name, report in reports.items()}
+    sizes = {
+        name: sum(file.stat().st_size for file in report.bundle.path.glob("decoder.*"))
+        for name, report in reports.items()
+    }
     assert sizes["int8"] < sizes["fp32"]
 
 
@@ -148,30 +151,6 @@ def test_no_weight_is_left_to_transpose_at_run_time(reports):
         assert not [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in weights]
 
 
-def test_folding_shares_one_transposed_copy():
-    weight = onnx.numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(2, 3), "w")
-    value = onnx.helper.make_tensor_value_info
-    nodes = [
-        onnx.helper.make_node("Transpose", ["w"], ["t1"], perm=[1, 0]),
-        onnx.helper.make_node("Transpose", ["w"], ["t2"], perm=[1, 0]),
-        onnx.helper.make_node("MatMul", ["x", "t1"], ["y"]),
-        onnx.helper.make_node("MatMul", ["x", "t2"], ["z"]),
-    ]
-    ends = [
-        value(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in (("x", [1, 3]), ("y", None), ("z", None))
-    ]
-    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    fold_transposed_weights(model)
-    assert [node.op_type for node in model.graph.node] == ["MatMul", "MatMul"]
-    assert len(model.graph.initializer) == 1
-    x = np.array([[1, 2, 3]], dtype=np.float32)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    for output in session.run(None, {"x": x}):
-        np.testing.assert_array_equal(output, x @ np.arange(6).reshape(2, 3).T)
-
-
 def test_new_anchors_on_the_exported_graphs(reports, photos, tmp_path):
     bundle = replace_anchors(reports["int8"].bundle, photos[5:9], tmp_path / "new")
     assert bundle.anchors.names == ("5.png", "6.png", "7.png", "8.png")
@@ -187,3 +166,39 @@ def test_an_existing_folder_is_not_overwritten(comparator, photos, tmp_path):
     (tmp_path / "kept").mkdir()
     with pytest.raises(BundleError, match=r"exists already"):
         export_bundle(comparator, tmp_path / "kept", "fp32", photos[:5])
+
+
+def test_half_precision_keeps_the_order_and_a_known_matrix_is_taken_over(comparator, photos, tmp_path):
+    labelled = LabelledImages("textures", tuple(photos), np.arange(len(photos), dtype=np.float64))
+    known = np.where(
+        np.eye(5, dtype=bool), 0.5, np.triu(np.full((5, 5), 0.1)) + np.tril(np.full((5, 5), 0.9))
+    )
+    report = export_bundle(
+        comparator, tmp_path / "fp16", "fp16", photos[:5], (labelled,), anchor_matrix=known
+    )
+    anchors = report.bundle.anchors
+    np.testing.assert_array_equal(anchors.matrix, known)
+    assert anchors.prefix.keys.dtype == np.float16
+    assert anchors.visual_tokens.dtype == np.float32
+    assert report.drifts[0].rank_correlation > 0.99
+    assert {path.name for path in tmp_path.iterdir()} == {"fp16"}
+
+
+def test_a_matrix_of_other_anchors_is_refused_before_the_work(comparator, photos, tmp_path):
+    with pytest.raises(ExportError, match="is of 5 anchors, not 3; give the published anchors"):
+        export_bundle(comparator, tmp_path / "new", "fp32", photos[:3], anchor_matrix=np.full((5, 5), 0.5))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(comparator, photos, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(
+        ExportError, match=r"cannot be written \(.+\); make room there or choose another place\."
+    ):
+        export_bundle(comparator, tmp_path / "file" / "bundle", "fp32", photos[:5])
+
+
+def test_an_order_that_changes_is_not_accepted_even_if_it_fits_people_better():
+    drift = Drift("set", 10, srcc_fp32=0.5, srcc=0.6, rank_correlation=0.989, mean_q_change=0.0)
+    assert not drift.accepted
+    assert replace(drift, rank_correlation=0.99).accepted

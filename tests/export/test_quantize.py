@@ -10,8 +10,9 @@ from PIL import Image
 
 from compare2score import Scorer
 from compare2score.export.exporter import export_bundle
-from compare2score.export.graphs import export_graphs
+from compare2score.export.graphs import trace_graphs
 from compare2score.export.quantize import quantize_graphs
+from compare2score.export.sharing import write_graphs
 from compare2score.image import preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -38,8 +39,9 @@ def pixels(comparator, photos):
 @pytest.fixture(scope="module")
 def folders(comparator, pixels, tmp_path_factory):
     work = tmp_path_factory.mktemp("graphs")
-    export_graphs(comparator, work / "fp32")
-    quantize_graphs(work / "fp32", work / "int8", (image[None] for image in pixels))
+    graphs = trace_graphs(comparator)
+    write_graphs(graphs, work / "fp32")
+    quantize_graphs(graphs, work / "fp32", work / "int8", (image[None] for image in pixels))
     return work
 
 
