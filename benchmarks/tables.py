@@ -13,6 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from compare2score.benchmarks.architectures import MODELS
+from compare2score.benchmarks.deployment import NOT_MEASURED, boards_table
+from compare2score.benchmarks.full_size import full_size_table
 from compare2score.benchmarks.record import RESULTS
 from compare2score.benchmarks.speed import markdown, scores_table, stages_table, targets_table
 
@@ -81,6 +84,30 @@ def collection(record: Record) -> str:
     return markdown(header, [row])
 
 
+def precision(record: Record) -> str:
+    """The ladder of precisions: size, drift of the scores, GPUs that engines are compiled for."""
+    rows = []
+    for found in record["results"]["comparators"]:
+        deviation = found["rows"][0]["q_deviation"]
+        for row in found["rows"]:
+            engines = row.get("engine_bytes", {})
+            held = sum(engines.get(graph, 0) for graph in ("vision", "decoder"))
+            rows.append(
+                [
+                    found["model"],
+                    row["precision"],
+                    f"{row['graph_bytes'] / 1e6:.1f} MB",
+                    f"{held / 1e6:.1f} MB" if held else "none",
+                    f"{row['srcc_with_fp32']:.4f}",
+                    f"{row['mean_q_change']:.2g}",
+                    f"{100 * row['mean_q_change'] / deviation:.1f} %",
+                    ", ".join(row["builds_for"]) or "none",
+                ]
+            )
+    header = ["comparator", "precision", "graphs", "engines", "SRCC with fp32", "mean change of q"]
+    return markdown([*header, "of fp32's deviation", "builds for (compile check)"], rows)
+
+
 def origin(record: Record) -> str:
     """One line that names the machine, the versions and the commit."""
     machine = record["machine"]
@@ -96,21 +123,30 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "footprint": ("footprint", footprint),
     "adaptive": ("adaptive", adaptive),
     "filter": ("filter", collection),
+    "full_size": ("full_size", lambda record: full_size_table(record["results"])),
     "hostile": ("hostile", collection),
     "soak": ("soak", collection),
+    "precision": ("precision", precision),
     "speed": ("speed", lambda record: scores_table(record["results"]["rows"])),
     "stages": ("speed", lambda record: stages_table(record["results"]["rows"])),
     "targets": ("speed", lambda record: targets_table(record["results"]["rows"])),
 }
+
+COMPUTED: dict[str, Callable[[], str]] = {"plan": lambda: boards_table(MODELS["7b"]())}
+"""Tables that come from no measurement, and say so."""
 
 
 def filled(text: str, results: Path) -> str:
     """The text with every block between `<!-- table:NAME -->` and `<!-- end -->` written anew."""
 
     def block(match: re.Match[str]) -> str:
-        name, render = TABLES[match[1]]
-        record = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-        return f"<!-- table:{match[1]} -->\n{render(record)}\n\n{origin(record)}\n<!-- end -->"
+        if match[1] in COMPUTED:
+            table, note = COMPUTED[match[1]](), NOT_MEASURED
+        else:
+            name, render = TABLES[match[1]]
+            record = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+            table, note = render(record), origin(record)
+        return f"<!-- table:{match[1]} -->\n{table}\n\n{note}\n<!-- end -->"
 
     return re.sub(r"<!-- table:(\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from compare2score import __version__
-from compare2score.cli import anchors, bench, compare, evaluate, export, info, rank, score, train
+from compare2score.cli import anchors, bench, build, compare, evaluate, export, info, rank, score, train
 from compare2score.cli import filter as filtering
 from compare2score.cli.console import remark
 from compare2score.cli.options import ManyValues
@@ -84,6 +84,7 @@ app.command(epilog=info.EXAMPLES)(info.info)
 app.command(epilog=bench.EXAMPLES, cls=ManyValues)(bench.bench)
 app.command("eval", epilog=evaluate.EXAMPLES, cls=ManyValues)(evaluate.evaluate)
 app.command(epilog=export.EXAMPLES, cls=ManyValues)(export.export)
+app.command(epilog=build.EXAMPLES)(build.build)
 app.add_typer(anchors.group, name="anchors")
 app.add_typer(train.group, name="train")
 

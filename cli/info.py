@@ -6,10 +6,12 @@ import importlib.metadata
 import json
 import os
 import platform
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from compare2score.cli.console import print_facts, print_json, print_table, printable
 from compare2score.cli.options import Bundle, Json, examples
+from compare2score.errors import BackendError
 
 if TYPE_CHECKING:
     import compare2score
@@ -23,6 +25,9 @@ PACKAGES = (
     "safetensors",
     "scipy",
     "onnx",
+    "tensorrt",
+    "tensorrt_rtx_cu13",
+    "cuda-bindings",
     "torch",
     "transformers",
 )
@@ -32,12 +37,15 @@ def info(bundle: Bundle = None, as_json: Json = False) -> None:
     """Describe a bundle, and what runs it on this machine."""
     from compare2score import open_bundle
     from compare2score.backends import open_backend
+    from compare2score.backends.choice import choose_backend
 
     opened = open_bundle(bundle)
+    choice = choose_backend(opened)
     facts = {
         **describe(opened),
-        "backend": open_backend(opened).name,
-        "backend_reason": "runs on any CPU; this version has no other backend",
+        "engines": engines(opened),
+        "backend": open_backend(opened, choice.name).name,
+        "backend_reason": choice.reason,
         "machine": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
@@ -69,6 +77,34 @@ def describe(bundle: compare2score.Bundle) -> dict[str, Any]:
     }
 
 
+def engines(bundle: compare2score.Bundle) -> list[dict[str, Any]]:
+    """The bundle's engines as JSON values, whether they run here or not."""
+    from compare2score.bundle import GRAPHS
+    from compare2score.engine import built_targets, read_record, record_path
+
+    found = []
+    for target in built_targets(bundle):
+        for graph in GRAPHS:
+            if not record_path(bundle.path, target, graph).exists():
+                continue
+            known: dict[str, Any] = {"target": target, "graph": graph}
+            try:
+                known |= asdict(read_record(bundle.path, target, graph))
+            except BackendError as error:
+                known["error"] = str(error)
+            found.append(known)
+    return found
+
+
+def engine_text(engine: dict[str, Any]) -> str:
+    """An engine in a line."""
+    if "error" in engine:
+        return str(engine["error"])
+    kinds = " ".join(engine["compute_capabilities"])
+    library = f"{engine['target']} {engine['version']}"
+    return f"{engine['precision']} for {kinds}, {engine['size']:,} bytes, by {library}"
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that are installed, without importing them."""
     found: dict[str, str] = {}
@@ -93,6 +129,7 @@ def print_description(facts: dict[str, Any]) -> None:
             ("temperature", f"{facts['temperature']:g}"),
             ("images a call", "any number" if per_call is None else f"{per_call}"),
             ("backend", f"{facts['backend']} ({facts['backend_reason']})"),
+            *((f"engine: {engine['graph']}", engine_text(engine)) for engine in facts["engines"]),
             ("machine", f"{facts['machine']}, {facts['cpus']} CPUs, Python {facts['python']}"),
             *((f"note: {printable(name)}", note_text(note)) for name, note in facts["notes"].items()),
             ("packages", ", ".join(f"{name} {version}" for name, version in facts["packages"].items())),

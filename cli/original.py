@@ -33,8 +33,8 @@ AnchorImages = Annotated[
 def open_original(checkpoint: Path, source: Anchors | Path, **options: Any) -> Scorer:
     """A scorer that runs a checkpoint in torch.
 
-    source: of the anchors: where their images are, see `cli.export.anchor_images`; or those of a bundle, whose visual tokens
-        and preference matrix are kept while their prefixes are made anew.
+    source: of the anchors: where their images are, see `cli.export.anchor_images`; or a bundle's own, whose
+        visual tokens and preference matrix are kept while their prefixes are made anew.
     options: of `Scorer`.
 
     Raises CheckpointError, MissingExtraError, LabelError or ImageError.

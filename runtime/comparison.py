@@ -49,7 +49,7 @@ def symmetric_preference_matrix(probabilities: ArrayLike) -> NDArray[np.float64]
 
 
 def votes(probabilities: ArrayLike) -> NDArray[np.float64]:
-    """Hard votes in place of comparison probabilities: a whole one for the preferred image, halves for equals.
+    """Hard votes in place of comparison probabilities: a whole one for the preferred image, shared by equals.
 
     With them the preference matrix becomes the count matrix that the paper compares its soft one with.
 

@@ -19,6 +19,12 @@ def test_the_readme_shows_the_recorded_results():
         assert f"{table['methods']['comparator']['srcc']:.3f}" in text
 
 
+def test_the_boards_page_shows_the_plan():
+    text = (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8")
+    assert "<!-- table:plan -->" in text
+    assert filled(text, RESULTS) == text
+
+
 def test_results_were_recorded_for_the_embedded_bundle():
     from compare2score import open_bundle
 

@@ -26,9 +26,11 @@ VERBS = (
     "bench",
     "info",
     "export",
+    "build",
     "anchors select",
     "anchors build",
     "train instructions",
+    "train lora",
     "train nano",
 )
 

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from toy_bundle import ANCHOR_GRAYS, gray_image, preferred, toy_manifest, write_toy_bundle, write_toy_graphs
 
 from compare2score import Scorer
@@ -178,7 +179,7 @@ def test_wrong_use_is_status_2(c2s, bundle, photos, arguments):
 def test_an_unknown_backend_is_one_sentence(c2s, bundle, photos):
     result = c2s("score", photos, "--bundle", bundle, "--backend", "tpu")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "There is no backend 'tpu'; choose 'auto' or 'onnxruntime'.\n"
+    assert result.stderr.startswith("There is no backend 'tpu'; choose 'auto' or one of 'onnxruntime', ")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="such names are not allowed there")
@@ -362,3 +363,16 @@ def test_json_on_a_terminal_stays_json(bundle, photos):
     assert status == 0
     assert len(rows(shown)) == 4
     assert "\x1b" not in shown
+
+
+def test_a_checkpoint_is_scored_in_torch_with_anchors_from_a_folder(c2s, owl_checkpoint, texture, tmp_path):
+    for seed in range(4):
+        Image.fromarray(texture(seed)).save(tmp_path / f"{seed}.png")
+    options = ("--checkpoint", owl_checkpoint, "--anchor-images", tmp_path, "--json")
+    run = c2s("score", tmp_path / "0.png", tmp_path / "3.png", *options)
+    assert (run.exit_code, run.stderr) == (0, "")
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [len(row["probabilities"]) for row in rows] == [4, 4]
+    assert rows[0]["q"] != rows[1]["q"]
+    refused = c2s("score", tmp_path / "0.png", "--checkpoint", owl_checkpoint)
+    assert (refused.exit_code, "give --anchor-images" in refused.stderr) == (2, True)

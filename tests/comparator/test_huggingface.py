@@ -15,6 +15,8 @@ from PIL import Image
 
 from compare2score.comparator import load_comparator
 from compare2score.comparator.huggingface import PAIRS_PER_CALL, load_general
+from compare2score.errors import ExportError
+from compare2score.export.exporter import export_bundle
 
 # Their processors load without a package for videos, so transformers' AutoProcessor is the reference.
 WITHOUT_VIDEO = {"idefics2", "idefics3", "llava", "llava_next", "gemma3"}
@@ -174,3 +176,9 @@ def test_another_number_of_images_than_marked_is_refused(checkpoint):
 
 def test_load_comparator_opens_a_chat_model(checkpoint):
     assert load_comparator(checkpoint("llava_onevision")).spec.model == "llava_onevision"
+
+
+def test_a_model_that_is_not_exported_is_refused_in_a_sentence(checkpoint, tmp_path):
+    with pytest.raises(ExportError, match=r"qwen2_vl models are not exported, .*--checkpoint'\.$"):
+        export_bundle(load_general(checkpoint("qwen2_vl")), tmp_path / "bundle", "fp32", [])
+    assert not (tmp_path / "bundle").exists()

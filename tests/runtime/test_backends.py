@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 from toy_bundle import (
@@ -52,8 +53,36 @@ def test_a_backend_opens_by_name_and_says_what_it_is(bundle, name):
 
 @pytest.mark.parametrize("name", ["", "tensorrt9", "ONNXRUNTIME", "onnxruntime.session"])
 def test_an_unknown_backend_is_refused_with_the_known_ones(bundle, name):
-    with pytest.raises(BackendError, match=r"choose 'auto' or 'onnxruntime'\.$"):
+    with pytest.raises(BackendError, match=r"choose 'auto' or one of 'onnxruntime', .*'tensorrt-rtx'\.$"):
         open_backend(open_bundle(bundle), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [("onnxruntime-cuda", "CUDAExecutionProvider"), ("onnxruntime-tensorrt", "TensorrtExecutionProvider")],
+)
+def test_a_provider_that_is_not_installed_is_no_reason_for_the_cpu(bundle, name, provider):
+    if provider in onnxruntime.get_available_providers():
+        pytest.skip("it is installed here")
+    with pytest.raises(BackendError, match=rf"^This onnxruntime has no {provider}; install onnxruntime-gpu"):
+        open_backend(open_bundle(bundle), name)
+
+
+def test_a_provider_that_is_listed_but_left_out_is_no_reason_for_the_cpu(bundle, monkeypatch):
+    """onnxruntime-gpu lists CUDA's provider without a driver, and makes a session without it."""
+    real = onnxruntime.InferenceSession
+
+    def session(path, options, providers):
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    backend = open_backend(open_bundle(bundle), "onnxruntime-cuda")
+    with pytest.raises(
+        BackendError, match=r"^ONNX Runtime's CUDAExecutionProvider does not work here; install"
+    ):
+        backend.encode(pixels_of(1))
 
 
 def test_the_three_calls_follow_the_formula(backend):
