@@ -27,8 +27,6 @@ from compare2score.errors import BundleError
 
 Array = NDArray[np.generic]
 
-PREFIX = "comparator."
-"""What the exporter puts before a parameter's name."""
 LAYER_PRODUCTS = ("key", "value", "query", "output", "gate", "up", "down")
 """A decoder layer's products, in the order in which they run."""
 
@@ -88,9 +86,12 @@ class Constants:
         return np.asarray((values - sum(zero)) * scale)
 
     def named(self) -> dict[str, Array]:
-        """Parameters under their own names."""
-        own = [name for name in self.stored if name.startswith(PREFIX)]
-        return {name.removeprefix(PREFIX): numpy_helper.to_array(self.stored[name]) for name in own}
+        """All that is stored; parameters and buffers under their own names."""
+        # The embedded bundle's begin with "comparator."; what is one graph's own, with the graph's name.
+        return {
+            name.rpartition("/")[2].removeprefix("comparator."): numpy_helper.to_array(tensor)
+            for name, tensor in self.stored.items()
+        }
 
     def convolutions(self) -> list[tuple[Array, Array, int]]:
         """Weight, bias and stride of every convolution, in order."""

@@ -103,6 +103,19 @@ def test_in_half_precision_they_are_within_the_stated_tolerance(folders, pixels,
     assert 0 < difference < HALF_TOLERANCE
 
 
+@pytest.mark.slow
+def test_in_eight_bits_they_are_nearly_torchs(comparator, pixels, expected, tmp_path):
+    size = comparator.spec.image.size
+    noise = np.random.default_rng(2).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    photos = [tmp_path / f"{place}.png" for place in range(3)]
+    for path, picture in zip(photos, noise, strict=True):
+        Image.fromarray(picture).save(path)
+    bundle = export_bundle(comparator, tmp_path / "bundle", "int8", photos).bundle
+    found = answers(bundle.path, pixels)
+    assert np.abs(found - expected).max() > 0
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+
+
 def test_in_four_bits_they_still_follow(folders, pixels, expected):
     found = answers(folders["int4"], pixels)
     # Random weights of a tiny model have no redundancy to spare.
