@@ -14,9 +14,7 @@ one image a call were built for that GPU, and never run.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -36,7 +34,7 @@ from compare2score.bundle import GRAPHS, Anchors, Bundle, write_bundle
 from compare2score.comparator.checkpoint import load_comparator
 from compare2score.engine import Precision
 from compare2score.errors import ExportError
-from compare2score.export.calibration import Calibration
+from compare2score.export.calibration import Calibration, spaced
 from compare2score.export.compiler import compile_graph, profiles
 from compare2score.export.drift import score_all
 from compare2score.export.exporter import export_bundle
@@ -63,11 +61,6 @@ class AsWritten(OnnxRuntimeBackend):
             )
         except Exception as error:  # its exception classes are not public
             raise refusal(graph, error) from error
-
-
-def spaced(paths: Sequence[Path], count: int) -> list[Path]:
-    """Up to `count` of the paths, evenly spaced."""
-    return list(islice(paths[:: max(1, len(paths) // count)], count))
 
 
 def anchor_paths(table: LabelTable) -> list[Path]:

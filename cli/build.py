@@ -31,7 +31,6 @@ EXAMPLES = examples(
     "c2s build bundle/ --target tensorrt --precision int8 --images photos/ --rebuild",
     "c2s build --plan --model 7b --board orin-nano-8",
 )
-CALIBRATION_IMAGES = 96
 
 
 def build(
@@ -109,7 +108,8 @@ def build(
 
 
 def calibration_images(precision: Precision, folder: Path | None) -> list[Path]:
-    """Up to CALIBRATION_IMAGES of a folder, evenly spaced. Raises ExportError if they are missing."""
+    """Some images of a folder, evenly spaced. Raises ExportError if they are missing."""
+    from compare2score.export.calibration import spaced
     from compare2score.export.ladder import CALIBRATED
 
     if precision not in CALIBRATED:
@@ -120,8 +120,7 @@ def calibration_images(precision: Precision, folder: Path | None) -> list[Path]:
     for item in inputs:
         if item.error:
             raise item.error
-    spaced = inputs[:: max(1, len(inputs) // CALIBRATION_IMAGES)]
-    return [Path(item.path) for item in spaced[:CALIBRATION_IMAGES]]
+    return [Path(item.path) for item in spaced(inputs)]
 
 
 def build_all(

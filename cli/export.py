@@ -33,7 +33,6 @@ EXAMPLES = examples(
 )
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 AnchorMatrix = Literal["computed", "published"]
-CALIBRATION_IMAGES = 96
 MATRIX_HELP = "Preferences among the anchors; published ones belong to the published KonIQ-10k anchors alone."
 PRECISION_HELP = (
     "Of the graphs: int8 for CPUs, int4 (decoder; the rest fp16) for CPUs and GPUs, fp16 for GPUs."
@@ -153,12 +152,13 @@ def anchor_images(path: Path) -> list[Path]:
 
 
 def calibration_images(path: Path) -> list[Path]:
-    """Up to CALIBRATION_IMAGES train rows of the anchors' label table, evenly spaced; none of a folder."""
+    """Some train rows of the anchors' label table, evenly spaced; none of a folder."""
+    from compare2score.export.calibration import spaced
+
     if not table_file(path).exists():
         return []
     table = read_table(table_file(path), None)
-    spaced = table.images[:: max(1, len(table) // CALIBRATION_IMAGES)]
-    return [table.root / image for image in spaced[:CALIBRATION_IMAGES]]
+    return [table.root / image for image in spaced(table.images)]
 
 
 def print_report(report: ExportReport, as_json: bool) -> None:

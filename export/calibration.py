@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +14,15 @@ from compare2score.bundle import Bundle
 from compare2score.image import preprocess
 
 Sample = dict[str, Floats]
+T = TypeVar("T")
+
+IMAGES = 96
+"""How many images show well enough what activations reach."""
+
+
+def spaced(items: Sequence[T], count: int = IMAGES) -> list[T]:
+    """Up to `count` of the items, evenly spaced."""
+    return list(items[:: max(1, len(items) // count)][:count])
 
 
 class Calibration:
