@@ -7,45 +7,27 @@ Each --data folder holds images and a `labels.csv` with a split column; --photos
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
-from rich.progress import track
 
-from compare2score import Scorer
-from compare2score.benchmarks.baselines import REGRESSORS, frozen_features, predict
+from compare2score import Score, Scorer
+from compare2score.benchmarks.baselines import REGRESSORS, fitted, frozen_features, kept_features
+from compare2score.benchmarks.distorted import scored_versions, summary
 from compare2score.benchmarks.record import RESULTS, write_record
-from compare2score.decode import load_image
+from compare2score.errors import ImageError
 from compare2score.pipelines.correlation import plcc, srcc
 from compare2score.pipelines.evaluate import evaluate_table, image_paths, score_table
-from compare2score.training.distortions import compressed, split_photographs
+from compare2score.training.distortions import split_photographs
 from compare2score.training.labels import LabelTable, read_labels
 
-PHOTOGRAPHS = 50
+PHOTOGRAPHS = 20
 
-
-def blurred(photo: Image.Image) -> Image.Image:
-    """Gaussian blur of 3 pixels."""
-    return photo.filter(ImageFilter.GaussianBlur(3))
-
-
-def noisy(photo: Image.Image) -> Image.Image:
-    """Gaussian noise of deviation 30 (of 255), seeded."""
-    pixels = np.asarray(photo, dtype=np.float32)
-    noise = np.random.default_rng(0).normal(0, 30, pixels.shape)
-    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
-
-
-def jpeg_10(photo: Image.Image) -> Image.Image:
-    """JPEG of quality 10."""
-    return compressed(photo, "JPEG", quality=10)
-
-
-DISTORTED = {"blur": blurred, "noise": noisy, "JPEG 10": jpeg_10}
+Regressors = dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]]
 
 
 def agreement(scores: NDArray[np.float64], mos: NDArray[np.float64]) -> dict[str, float]:
@@ -62,32 +44,41 @@ def comparator_agreement(scorer: Scorer, labels: LabelTable) -> dict[str, float]
     return {name: found[name].value for name in ("srcc", "plcc")}
 
 
-def evaluate_methods(scorer: Scorer, folder: Path, split: str, cache: Path) -> dict[str, Any]:
-    """The bundle and the regressors on one table's split; regressors are fitted on its train rows."""
-    tables = {name: read_labels(folder / "labels.csv", split=name) for name in ("train", "val", split)}
-    test = tables[split]
+def fitted_regressors(folder: Path, cache: Path) -> Regressors:
+    """Every regressor, fitted on a table's train and validation rows."""
+    tables = [read_labels(folder / "labels.csv", split=split) for split in ("train", "val")]
+    train, validation = ((kept_features(image_paths(table), cache), table.mos) for table in tables)
+    return {name: fitted(name, train, validation) for name in REGRESSORS}
+
+
+def evaluate_methods(
+    scorer: Scorer, regressors: Regressors, folder: Path, split: str, cache: Path
+) -> dict[str, Any]:
+    """The bundle and the regressors on one table's split."""
+    test = read_labels(folder / "labels.csv", split=split)
     methods = {"comparator": comparator_agreement(scorer, test)}
-    features = {name: frozen_features(image_paths(table), cache) for name, table in tables.items()}
-    for name in REGRESSORS:
-        predicted = predict(
-            name,
-            (features["train"], tables["train"].mos),
-            (features["val"], tables["val"].mos),
-            features[split],
-        )
-        methods[name] = agreement(predicted, test.mos)
+    features = kept_features(image_paths(test), cache)
+    methods |= {name: agreement(predict(features), test.mos) for name, predict in regressors.items()}
     return {"split": split, "images": len(test), "methods": methods}
 
 
-def evaluate_distortions(scorer: Scorer, photos: list[Path]) -> dict[str, Any]:
-    """How often a clean photograph scores higher than its distorted versions."""
-    wins = dict.fromkeys(DISTORTED, 0)
-    for path in track(photos, description="Distortions"):
-        photo = Image.fromarray(load_image(path))
-        clean = scorer.score(photo).value
-        for name, distort in DISTORTED.items():
-            wins[name] += clean > scorer.score(distort(photo)).value
-    return {"photographs": len(photos), "clean_preferred": wins}
+def evaluate_distortions(scorer: Scorer, regressors: Regressors, photos: list[Path]) -> dict[str, Any]:
+    """The bundle and the regressors on the distorted versions of clean photographs."""
+
+    def comparator(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+        scores = list(scorer.score_many(images))
+        for score in scores:
+            if isinstance(score, ImageError):
+                raise score
+        return np.array([score.q for score in scores if isinstance(score, Score)])
+
+    def methods(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+        features = frozen_features(images)
+        return np.stack([comparator(images), *(predict(features) for predict in regressors.values())])
+
+    scores = scored_versions(photos, methods)
+    found = {name: summary(rows) for name, rows in zip(("comparator", *regressors), scores, strict=True)}
+    return {"photographs": len(photos), "methods": found}
 
 
 def main(
@@ -96,15 +87,21 @@ def main(
     cache: Annotated[Path, typer.Option(help="Where the regressors' features are kept.")],
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder; the embedded one by default.")] = None,
     split: Annotated[str, typer.Option(help="Rows to report on.")] = "test",
+    photographs: Annotated[int, typer.Option(help="Clean photographs to distort.")] = PHOTOGRAPHS,
     out: Annotated[Path, typer.Option(help="Folder of the record.")] = RESULTS,
 ) -> None:
     """Measures accuracy and writes accuracy.json."""
     scorer = Scorer(bundle)
+    regressors = {folder: fitted_regressors(folder, cache) for folder in data}
+    clean = split_photographs(photos)[1][:photographs]
     results = {
         "bundle": scorer.bundle.identity,
         "precision": scorer.bundle.manifest.precision,
-        "tables": {folder.name: evaluate_methods(scorer, folder, split, cache) for folder in data},
-        "distortions": evaluate_distortions(scorer, split_photographs(photos)[1][:PHOTOGRAPHS]),
+        "tables": {
+            folder.name: evaluate_methods(scorer, regressors[folder], folder, split, cache) for folder in data
+        },
+        # Photographs are what the first table's regressors know.
+        "distortions": evaluate_distortions(scorer, regressors[data[0]], clean),
     }
     print(write_record("accuracy", results, out).read_text(encoding="utf-8"))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from compare2score.comparator.efficientnet_lite import (
     load_imagenet_weights,
 )
 from compare2score.comparator.nano import default_image_spec
+from compare2score.decode import ImageSource
 from compare2score.image import preprocess
 from compare2score.pipelines.correlation import srcc
 from compare2score.training.pretrained import ENCODER_PACKAGE, package_file
@@ -40,8 +43,8 @@ REGRESSORS: dict[str, list[Any]] = {
 }
 
 
-def predict(name: str, train: Labelled, validation: Labelled, features: Array) -> Array:
-    """Predicts MOS [N] for features [N, F], with the regressor's settings chosen by validation SRCC.
+def fitted(name: str, train: Labelled, validation: Labelled) -> Callable[[Array], Array]:
+    """A regressor from features [N, F] to MOS [N], with the settings chosen by validation SRCC.
 
     The one chosen is fitted again on train and validation rows together.
     """
@@ -52,30 +55,36 @@ def predict(name: str, train: Labelled, validation: Labelled, features: Array) -
     ]
     best = models[int(np.argmax(fits))]
     every = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
-    return np.asarray(best.fit(every[0], every[1] - center).predict(features) + center)
+    best.fit(every[0], every[1] - center)
+    return lambda features: np.asarray(best.predict(features) + center)
 
 
-@torch.inference_mode()
-def frozen_features(images: list[Path], cache: Path) -> Array:
-    """Mean and standard deviation of every channel of the stem and all stages, [N, 1776], at 512 pixels.
-
-    Kept in `cache`, by the list of images.
-    """
-    cache.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256("\n".join(map(str, images)).encode()).hexdigest()[:16]
-    file = cache / f"features-{key}.npy"
-    if file.exists():
-        return np.asarray(np.load(file))
+@functools.cache
+def imagenet_encoder() -> EfficientNetLite:
+    """The encoder as it is before any training here."""
     encoder = EfficientNetLite(LITE2_STEM_CHANNELS, LITE2_STAGES).eval()
     weights = torch.load(package_file(ENCODER_PACKAGE, "models/*.pth"), weights_only=True)
     load_imagenet_weights(encoder, weights)
-    spec = default_image_spec(SIZE)
-    rows = []
-    for path in track(images, description="Encoder features"):
-        stem = encoder.run_stem(torch.from_numpy(preprocess(path, spec)[None]))
+    return encoder
+
+
+@torch.inference_mode()
+def frozen_features(images: Iterable[ImageSource]) -> Array:
+    """Mean and standard deviation of every channel of the stem and all stages, [N, 1776], at 512 pixels."""
+    encoder, spec, rows = imagenet_encoder(), default_image_spec(SIZE), []
+    for image in images:
+        stem = encoder.run_stem(torch.from_numpy(preprocess(image, spec)[None]))
         maps = [stem, *encoder.continue_from(stem, 0)]
         moments = [(m.mean(dim=(2, 3)), m.std(dim=(2, 3), correction=0)) for m in maps]
         rows.append(torch.cat([torch.cat(pair, dim=1) for pair in moments], dim=1)[0].double().numpy())
-    features = np.stack(rows)
-    np.save(file, features)
-    return features
+    return np.stack(rows)
+
+
+def kept_features(images: list[Path], cache: Path) -> Array:
+    """`frozen_features` of files, kept in `cache` by their list."""
+    cache.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256("\n".join(map(str, images)).encode()).hexdigest()[:16]
+    file = cache / f"features-{key}.npy"
+    if not file.exists():
+        np.save(file, frozen_features(track(images, description="Encoder features")))
+    return np.asarray(np.load(file))

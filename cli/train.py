@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,23 @@ from compare2score.cli.extra import extra
 from compare2score.cli.options import Json, ManyValues, examples
 from compare2score.errors import LabelError
 from compare2score.training.recipe import LoraRecipe, Recipe
+
+
+def use_recipe(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes a recipe file's settings the defaults of the other options. Raises LabelError."""
+    if path is None:
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LabelError(f"{path} cannot be read as JSON; give a recipe file.") from error
+    known = {parameter.name for parameter in context.command.params}
+    unknown = sorted(set(settings) - known) if isinstance(settings, dict) else ["no object"]
+    if unknown:
+        raise LabelError(f"{path} sets {unknown[0]!r}, which is no option of this command; take it out.")
+    context.default_map = {**(context.default_map or {}), **settings}
+    return path
+
 
 group = typer.Typer(help="Train a comparator on rated images.", no_args_is_help=True)
 
@@ -101,6 +119,19 @@ def nano(
     photos: Annotated[
         list[Path] | None, typer.Option(metavar="DIR...", help="Folders of clean photographs, to distort.")
     ] = None,
+    distort_best: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Distort the N best images of every table, too.")
+    ] = 0,
+    recipe_file: Annotated[  # noqa: ARG001  (its callback does all)
+        Path | None,
+        typer.Option(
+            "--recipe",
+            metavar="JSON",
+            is_eager=True,
+            callback=use_recipe,
+            help="File of settings by option name, which options given here overrule.",
+        ),
+    ] = None,
     probe_epochs: Annotated[
         int, typer.Option(metavar="N", min=0, help="Epochs of the abstractor, read by a linear probe.")
     ] = RECIPE.probe_epochs,
@@ -123,6 +154,9 @@ def nano(
     decoder_rate: Annotated[
         float, typer.Option(metavar="X", help="Learning rate of the decoder.")
     ] = RECIPE.decoder_rate,
+    distil: Annotated[
+        bool, typer.Option(help="Have the probe teach the decoder, and not the labels.")
+    ] = RECIPE.distil,
     weight_decay: Annotated[float, typer.Option(metavar="X", min=0)] = RECIPE.weight_decay,
     seed: Annotated[int, typer.Option(metavar="N", min=0)] = RECIPE.seed,
     std: Std = None,
@@ -158,12 +192,13 @@ def nano(
         frozen_stages=frozen_stages,
         encoder_rate=encoder_rate,
         decoder_rate=decoder_rate,
+        distil=distil,
         weight_decay=weight_decay,
         seed=seed,
     )
     try:
         checkpoint = train_nano(
-            data or [], photos or [], out, recipe, size, layers, comparison, pairs or [], std
+            data or [], photos or [], out, recipe, size, layers, comparison, pairs or [], std, distort_best
         )
     except KeyboardInterrupt:
         remark("Interrupted; the same command goes on after the last whole epoch.")

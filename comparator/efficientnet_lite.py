@@ -42,7 +42,7 @@ LITE2_STAGES = (
 
 
 class _FrozenDepthwise(torch.autograd.Function):
-    """Depthwise convolution whose weight gets no gradient.
+    """Unpadded or evenly padded depthwise convolution whose weight gets no gradient.
 
     On a CPU torch's own depthwise backward takes several times its forward. The input's gradient is
     itself a depthwise convolution, of the (for stride 2: zero-interleaved) gradient with the flipped
@@ -50,15 +50,16 @@ class _FrozenDepthwise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.stride = stride
-        return F.conv2d(x, weight, None, stride, groups=x.shape[1])
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, bias, stride, padding, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
         (gradient,) = gradients
         (weight,) = ctx.saved_tensors
+        of_bias = gradient.sum(dim=(0, 2, 3))
         kernel = weight.shape[-1]
         n, c, h, w = gradient.shape
         if ctx.stride == 2:
@@ -68,7 +69,8 @@ class _FrozenDepthwise(torch.autograd.Function):
             gradient = spread
         # Under autocast the output, hence its gradient, may be of lower precision than the weight.
         flipped = weight.flip(-1, -2).contiguous().to(gradient.dtype)
-        return F.conv2d(gradient, flipped, None, 1, padding=kernel - 1, groups=c), None, None
+        of_input = F.conv2d(gradient, flipped, None, 1, kernel - 1 - ctx.padding, groups=c)
+        return of_input, None, of_bias, None, None
 
 
 class Depthwise(nn.Module):
@@ -83,12 +85,15 @@ class Depthwise(nn.Module):
         self.padding = (before, kernel - stride - before)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, self.padding + self.padding)
+        before, after = self.padding
+        padding = before
+        if before != after:
+            x, padding = F.pad(x, self.padding + self.padding), 0
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if torch.is_grad_enabled() and x.requires_grad:
-            weight = self.weight.to(x.dtype)
-            y: Tensor = _FrozenDepthwise.apply(x, weight, self.stride)  # type: ignore[no-untyped-call]
-            return y + self.bias.to(x.dtype)[:, None, None]
-        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride, groups=x.shape[1])
+            y: Tensor = _FrozenDepthwise.apply(x, weight, bias, self.stride, padding)  # type: ignore[no-untyped-call]
+            return y
+        return F.conv2d(x, weight, bias, self.stride, padding, groups=x.shape[1])
 
 
 class Pointwise(nn.Conv2d):
@@ -116,7 +121,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
         return x + y if self.residual else y
 
 

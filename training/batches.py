@@ -27,12 +27,14 @@ class PairBatch:
         items: corpus indices of the images [B].
         first, second: pairs, as indices into `items`, [P].
         targets: probability of each level of the second image, [P, 5] float32, rows sum to 1.
+        table: name of the table that the images are from, "" if from none.
     """
 
     items: NDArray[np.intp]
     first: NDArray[np.intp]
     second: NDArray[np.intp]
     targets: NDArray[np.float32]
+    table: str = ""
 
 
 def soft_levels(difference: NDArray[np.float64], sigma: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -66,7 +68,7 @@ def pair_batch(
     second = (first + np.repeat(steps, count)) % count
     difference = part.mos[members[first]] - part.mos[members[second]]
     sigma = np.hypot(part.std[members[first]], part.std[members[second]])
-    return PairBatch(part.items[members], first, second, soft_levels(difference, sigma))
+    return PairBatch(part.items[members], first, second, soft_levels(difference, sigma), part.table)
 
 
 def instructed_batch(pairs: InstructedPairs, chosen: NDArray[np.intp]) -> PairBatch:
@@ -76,12 +78,20 @@ def instructed_batch(pairs: InstructedPairs, chosen: NDArray[np.intp]) -> PairBa
     )
     first, second = places.reshape(2, -1)
     targets = np.eye(len(LEVELS), dtype=np.float32)[pairs.level[chosen]]
-    return PairBatch(pairs.items[images], first, second, targets)
+    return PairBatch(pairs.items[images], first, second, targets, pairs.name)
 
 
 def steps_of(source: Part | InstructedPairs, size: int) -> int:
     """Whole batches of `size` images in a source: a part's own, or half as many pairs."""
     return len(source.items) // size if isinstance(source, Part) else len(source.level) // (size // 2)
+
+
+def shuffled(source: Part | InstructedPairs, generator: np.random.Generator) -> NDArray[np.intp]:
+    """A random order of a source's pairs, or of its images, versions of a photograph one after another."""
+    if not isinstance(source, Part):
+        return generator.permutation(len(source.level))
+    photographs = generator.permutation(len(source.items) // source.together)
+    return (photographs[:, None] * source.together + np.arange(source.together)).ravel()
 
 
 def epoch_batches(
@@ -95,7 +105,7 @@ def epoch_batches(
     generator = np.random.default_rng([seed, epoch])
     members = []
     for p, source in enumerate(sources):
-        order = generator.permutation(len(source.items if isinstance(source, Part) else source.level))
+        order = shuffled(source, generator)
         steps = steps_of(source, size)
         width = size if isinstance(source, Part) else size // 2
         members += [(p, chunk) for chunk in order[: steps * width].reshape(steps, width)]

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from compare2score.decode import load_image
 from compare2score.errors import LabelError
-from compare2score.training.distortions import STRENGTHS, distort, split_photographs, versions_of
+from compare2score.training.distortions import distort, opinion, split_photographs, versions_of
 from compare2score.training.instructions import read_instructions
-from compare2score.training.labels import LabelTable, read_labels
+from compare2score.training.labels import read_labels
 
-SYNTHETIC_STD = 0.6
-"""Deviation of a distortion strength as a label: neighbouring strengths of different types may swap."""
+SYNTHETIC_STD = 0.72
+"""Deviation of the opinions of one distorted photograph in KADID-10k, mean over all of them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Item:
 class Part:
     """Images that may be compared with each other: those of one table and one split.
 
-    `mos` and `std` are float64 [N]; `items` index the corpus, [N].
+    `mos` and `std` are float64 [N]; `items` index the corpus, [N]. `table` names the label table that the
+    images are from, "" if from none. Every `together` consecutive images are versions of one photograph,
+    which training compares with each other first of all.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Part:
     mos: NDArray[np.float64]
     std: NDArray[np.float64]
     has_std: bool
+    table: str = ""
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,12 @@ def read_corpus(
     seed: int,
     instructions: Sequence[Path] = (),
     std: float | None = None,
+    distort_best: int = 0,
 ) -> Corpus:
     """Reads label tables (train and val rows), and clean photographs and instructions (train only).
 
-    A photograph's versions are labelled by -strength, the clean one by 0, whatever the content: a clean
-    photograph is better than another one's distorted version, too.
+    A photograph's versions are labelled by what people think of their distortion, whatever the content: a
+    clean photograph is better than another one's distorted version, too.
 
     Args:
         tables: folders that hold a `labels.csv`, or label files.
@@ -93,6 +98,7 @@ def read_corpus(
         seed: of the distortions.
         instructions: files of `training.instructions.write_instructions`.
         std: standard deviation for tables that state none, see `read_labels`.
+        distort_best: how many of every table's best training images are distorted like clean photographs.
 
     Raises:
         LabelError: a table, file or folder cannot be used, or two have the same name.
@@ -100,29 +106,37 @@ def read_corpus(
     items: list[Item] = []
     parts: list[Part] = []
 
-    def add(name: str, split: str, new: list[Item], labels: LabelTable | None = None) -> None:
-        index = np.arange(len(items), len(items) + len(new))
+    def add(new: list[Item]) -> NDArray[np.intp]:
         items.extend(new)
-        if labels is None:
-            mos = np.array([-float(item.strength) * (4 / STRENGTHS) for item in new])
-            parts.append(Part(name, split, index, mos, np.full(len(new), SYNTHETIC_STD), False))
-        else:
-            parts.append(Part(name, split, index, labels.mos, labels.std, labels.has_std))
+        return np.arange(len(items) - len(new), len(items))
+
+    def add_distorted(name: str, photos: list[Path], table: str = "") -> None:
+        versions = [versions_of(i, seed) for i in range(len(photos))]
+        index = add(
+            [
+                Item(path, kind, strength, seed=seed + i)
+                for i, path in enumerate(photos)
+                for kind, strength in versions[i]
+            ]
+        )
+        mos = np.array([opinion(*version) for photo in versions for version in photo])
+        deviation = np.full(len(mos), SYNTHETIC_STD)
+        parts.append(Part(name, "train", index, mos, deviation, False, table, len(versions[0])))
 
     for table in tables:
         for split in ("train", "val"):
             labels = read_labels(table / "labels.csv" if table.is_dir() else table, std, split)
-            add(labels.name, split, [Item(labels.root / image) for image in labels.images], labels)
+            index = add([Item(labels.root / image) for image in labels.images])
+            parts.append(Part(labels.name, split, index, labels.mos, labels.std, labels.has_std, labels.name))
+    if distort_best:
+        for part in [part for part in parts if part.split == "train"]:
+            best = part.items[np.argsort(-part.mos, kind="stable")[:distort_best]]
+            add_distorted(f"{part.name}, distorted", [items[i].path for i in best], part.name)
     for folder in photographs:
         photos = split_photographs(folder)[0] if folder.is_dir() else []
         if not photos:
             raise LabelError(f"{folder} holds fewer than two photographs (.jpg, .png); name another folder.")
-        versions = [
-            Item(path, name, strength, seed=seed + i)
-            for i, path in enumerate(photos)
-            for name, strength in versions_of(i, seed)
-        ]
-        add(folder.name, "train", versions)
+        add_distorted(folder.name, photos)
     names = [part.name for part in parts if part.split == "train"]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

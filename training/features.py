@@ -24,7 +24,7 @@ BATCHES_PER_SAVE = 20
 RECORD = "features.json"
 VARIANTS = 2
 """Every image as it is, and mirrored: quality has no left and right."""
-LARGEST_CUT = 6
+LARGEST_CUT = 3
 """A random window leaves away up to one part in so many of a feature map's side."""
 
 

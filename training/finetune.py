@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,9 +26,18 @@ from compare2score.training.batches import PairBatch, epoch_batches, pair_batch,
 from compare2score.training.corpus import Corpus, InstructedPairs, Part
 from compare2score.training.features import FrozenFeatures, random_window
 from compare2score.training.learning_curve import plot_log
-from compare2score.training.probe import QualityProbe, ordinal_loss
+from compare2score.training.probe import QualityProbe, levels_of, ordinal_loss
 from compare2score.training.recipe import ACCOUNT, Module, Phase, Recipe, warm_cosine
 from compare2score.training.run_folder import cut_log, log_row, read_state, write_state
+
+GATE_WEIGHT = 0.3
+"""Of the probe's gate in the loss, beside the order of qualities."""
+
+
+def unlabelled(sources: Sequence[Part | InstructedPairs]) -> Part:
+    """All images of all sources as one part, whose labels say nothing."""
+    items = np.unique(np.concatenate([source.items for source in sources]))
+    return Part("all", "train", items, np.zeros(len(items)), np.ones(len(items)), False)
 
 
 class Finetuner:
@@ -43,12 +52,14 @@ class Finetuner:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
         torch.manual_seed(recipe.seed)
-        self.probe = QualityProbe(model.config.grid**2 + 1, model.config.decoder.width).to(self.device)
+        named = {part.table for part in corpus.parts} | {pairs.name for pairs in corpus.pairs}
+        self.tables = sorted(named - {""}) or [""]
+        tokens, width = model.config.grid**2 + 1, model.config.decoder.width
+        self.probe = QualityProbe(tokens, width, len(self.tables)).to(self.device)
         self.corpus, self.cached, self.recipe, self.folder = corpus, features, recipe, folder
         self.train_parts = corpus.split("train")
-        self.sources: tuple[Part | InstructedPairs, ...] = (*self.train_parts, *corpus.pairs)
-        self.steps_per_epoch = sum(steps_of(source, recipe.batch) for source in self.sources)
-        if not self.steps_per_epoch:
+        self.labelled: tuple[Part | InstructedPairs, ...] = (*self.train_parts, *corpus.pairs)
+        if not any(steps_of(source, recipe.batch) for source in self.labelled):
             raise LabelError(
                 f"Nothing given fills one batch of {recipe.batch} training images; give more images."
             )
@@ -65,6 +76,8 @@ class Finetuner:
     def begin(self, phase: Phase) -> None:
         """Makes ready what the phase trains."""
         self.phase = phase
+        self.sources = (unlabelled(self.labelled),) if phase.taught else self.labelled
+        self.steps_per_epoch = sum(steps_of(source, self.recipe.batch) for source in self.sources)
         modules: dict[Module, nn.Module] = {
             "encoder": self.model.encoder,
             "abstractor": self.model.abstractor,
@@ -117,8 +130,16 @@ class Finetuner:
         with torch.autocast(self.device.type, torch.bfloat16):
             tokens = self.tokens(batch.items, variants, crops)
             if self.phase.probed:
-                quality = self.probe(tokens)
-                return ordinal_loss(quality[first] - quality[second], targets)
+                quality, gate = self.probe.read_and_sort(tokens)
+                loss = ordinal_loss(quality[first] - quality[second], targets)
+                if batch.table in self.tables:
+                    kind = torch.full((len(gate),), self.tables.index(batch.table), device=self.device)
+                    loss = loss + GATE_WEIGHT * nn.functional.cross_entropy(gate, kind)
+                return loss
+            if self.phase.taught:
+                with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                    quality = self.probe(tokens.float())
+                targets = levels_of(quality[first] - quality[second])
             keys, values = self.model.prefix(tokens)
             logits = self.model.decoder(tokens, keys, values, (first, second))
         return nn.functional.cross_entropy(logits.float() / self.model.config.temperature, targets)
@@ -138,8 +159,9 @@ class Finetuner:
 
     def run_epoch(self) -> None:
         """Trains one epoch of the phase that was begun."""
-        self.model.train()
-        self.probe.train()
+        # Dropout is against learning labels by heart: a probe that teaches should see what is there.
+        self.model.train(not self.phase.taught)
+        self.probe.train(not self.phase.taught)
         # Both depend on the epoch alone, so that a resumed run equals an uninterrupted one.
         torch.manual_seed(self.recipe.seed * 1_000 + self.epoch)
         generator = np.random.default_rng([self.recipe.seed, self.epoch, 1])

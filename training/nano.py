@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,22 @@ from compare2score.training.recipe import Recipe
 CALIBRATION_IMAGES = 512
 """Images, evenly over the corpus, whose statistics standardise the abstractor's input."""
 
+MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_TOP_PAD": -2, "M_MMAP_THRESHOLD": -3}
+"""Parameters' numbers in glibc's malloc.h."""
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed for the next step, which else gives it back and pays for fresh pages.
+
+    A step of training on the processor takes about a quarter less time. Elsewhere than in glibc nothing is
+    changed.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(MALLOPT["M_MMAP_THRESHOLD"], 1 << 30)
+        mallopt(MALLOPT["M_TRIM_THRESHOLD"], (1 << 31) - 1)
+        mallopt(MALLOPT["M_TOP_PAD"], 1 << 30)
+
 
 def train_nano(
     tables: list[Path],
@@ -30,6 +48,7 @@ def train_nano(
     comparison: Comparison = "late",
     instructions: Sequence[Path] = (),
     std: float | None = None,
+    distort_best: int = 0,
 ) -> Path:
     """Trains a nano comparator, or goes on with a run that was interrupted.
 
@@ -43,6 +62,7 @@ def train_nano(
         comparison: "late" or "causal".
         instructions: files of comparative instructions to train on, too.
         std: standard deviation of opinions in tables that state none, see `read_labels`.
+        distort_best: how many of every table's best images are distorted, too.
 
     Returns:
         The checkpoint's folder.
@@ -51,8 +71,9 @@ def train_nano(
         LabelError, ImageError, CheckpointError: in one sentence each.
     """
     out.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     torch.manual_seed(recipe.seed)
-    corpus = read_corpus(tables, photographs, recipe.seed, instructions, std)
+    corpus = read_corpus(tables, photographs, recipe.seed, instructions, std, distort_best)
     model = pretrained_nano(layers, size, comparison)
     features = cached_features(model, corpus, recipe.frozen_stages, out / "features")
     calibrate_abstractor(model, features)

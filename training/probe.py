@@ -1,4 +1,4 @@
-"""A linear probe of quality on the visual tokens: what the encoder is tuned by, cheaper than the decoder."""
+"""A probe of quality on the visual tokens: what the encoder is tuned by, and what teaches the decoder."""
 
 from __future__ import annotations
 
@@ -13,17 +13,36 @@ PROBIT_AS_LOGIT = 1.702
 
 
 class QualityProbe(nn.Module):
-    """One number of quality per image, in units of a pair's sigma_ij, linear in its visual tokens."""
+    """One number of quality per image, in units of a pair's sigma_ij, from its visual tokens.
 
-    def __init__(self, tokens: int, width: int) -> None:
+    People judge a generated image by other things than a photograph: one linear reading of both was worse at
+    each than a reading for each. So every table has its own, and a gate learns from the tokens which table's
+    kind an image is of: the quality is the mean of the readings, weighted by the gate.
+    """
+
+    def __init__(self, tokens: int, width: int, tables: int) -> None:
         super().__init__()
         self.dropout = nn.Dropout(TOKEN_DROPOUT)
-        self.read = nn.Linear(tokens * width, 1)
+        self.read = nn.Linear(tokens * width, tables)
+        self.gate = nn.Linear(tokens * width, tables)
 
     def forward(self, visual_tokens: Tensor) -> Tensor:
         """Quality [N] of visual tokens [N, T, D]."""
-        quality: Tensor = self.read(self.dropout(visual_tokens).flatten(1))
-        return quality.squeeze(-1).float()
+        return self.read_and_sort(visual_tokens)[0]
+
+    def read_and_sort(self, visual_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Quality [N], and the gate's logits [N, tables], of visual tokens [N, T, D]."""
+        flat = self.dropout(visual_tokens).flatten(1)
+        logits = self.gate(flat).float()
+        quality = (self.read(flat).float() * logits.softmax(dim=1)).sum(dim=1)
+        return quality, logits
+
+
+def levels_of(difference: Tensor) -> Tensor:
+    """Probability of each level [P, 5] for differences of quality [P]: `batches.soft_levels`, in torch."""
+    borders = torch.as_tensor(LEVEL_BORDERS, dtype=difference.dtype, device=difference.device)
+    above = torch.special.ndtr(difference[:, None] - borders)
+    return torch.diff(nn.functional.pad(above, (1, 0)), dim=1, append=torch.ones_like(above[:, :1]))
 
 
 def ordinal_loss(difference: Tensor, targets: Tensor) -> Tensor:

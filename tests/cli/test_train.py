@@ -161,7 +161,7 @@ def test_the_run_gets_what_the_command_line_says(c2s, training, tmp_path):
     arguments = (
         "--data one two --pairs a.jsonl b.jsonl --photos clean --probe-epochs 1 --decoder-epochs 3 "
         "--batch 8 --partners 3 "
-        "--size 192 --layers 2 --comparison causal --std 0.1"
+        "--size 192 --layers 2 --comparison causal --std 0.1 --distort-best 5 --no-distil"
     )
     result = c2s(
         "train", "nano", *arguments.split(), "--seed", 7, "--encoder-rate", "1e-3", "--out", tmp_path / "run"
@@ -169,11 +169,50 @@ def test_the_run_gets_what_the_command_line_says(c2s, training, tmp_path):
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f'{{"epoch": 1}}\ncheckpoint: {tmp_path / "run" / "checkpoint"}\n'
     recipe = dataclasses.replace(
-        Recipe(), probe_epochs=1, decoder_epochs=3, batch=8, partners=3, encoder_rate=1e-3, seed=7
+        Recipe(),
+        probe_epochs=1,
+        decoder_epochs=3,
+        batch=8,
+        partners=3,
+        encoder_rate=1e-3,
+        distil=False,
+        seed=7,
     )
     ((data, photos, out, *rest),) = training
     assert (data, photos, out) == ([Path("one"), Path("two")], [Path("clean")], tmp_path / "run")
-    assert rest == [recipe, 192, 2, "causal", [Path("a.jsonl"), Path("b.jsonl")], 0.1]
+    assert rest == [recipe, 192, 2, "causal", [Path("a.jsonl"), Path("b.jsonl")], 0.1, 5]
+
+
+def test_a_recipe_file_sets_what_no_option_does(c2s, training, tmp_path):
+    file = tmp_path / "recipe.json"
+    file.write_text('{"size": 192, "std": 0.1, "seed": 5, "distil": false}')
+    c2s("train", "nano", "--recipe", file, "--data", "one", "--seed", 7, "--out", tmp_path / "run")
+    assert training[0][3] == dataclasses.replace(Recipe(), seed=7, distil=False)
+    assert training[0][4:] == (192, 2, "late", [], 0.1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [('{"sise": 192}', "'sise'"), ("[1]", "no option"), ("{", "as JSON"), (None, "as JSON")]
+)
+def test_a_recipe_file_that_cannot_be_used_is_one_sentence(c2s, training, tmp_path, text, told):
+    file = tmp_path / "recipe.json"
+    if text is not None:
+        file.write_text(text)
+    result = c2s("train", "nano", "--recipe", file, "--data", "one", "--out", tmp_path / "run")
+    assert (result.exit_code, result.stdout, training) == (2, "", [])
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_embedded_comparators_recipe_can_be_used(c2s, training, tmp_path):
+    embedded = Path(recipes.__file__).parent / "embedded.json"
+    c2s("train", "nano", "--recipe", embedded, "--data", "one", "--out", tmp_path / "run")
+    (recipe, size, *_, distorted) = training[0][3:]
+    expected = json.loads(embedded.read_text())
+    assert {**expected, "size": size, "distort_best": distorted, **dataclasses.asdict(recipe)} == {
+        **dataclasses.asdict(recipe),
+        **expected,
+    }
 
 
 def test_json_ends_with_the_checkpoint(c2s, training, tmp_path):
@@ -215,8 +254,8 @@ def test_the_defaults_of_the_model_are_the_trainings_own(c2s, monkeypatch, tmp_p
     defaults = nano.train_nano.__defaults__
     monkeypatch.setattr(nano, "train_nano", lambda *arguments: calls.append(arguments))
     c2s("train", "nano", "--data", "one", "--out", tmp_path / "run")
-    *sizes, instructions, std = calls[0][4:]
-    assert (*sizes, tuple(instructions), std) == defaults
+    *sizes, instructions, std, distorted = calls[0][4:]
+    assert (*sizes, tuple(instructions), std, distorted) == defaults
 
 
 def test_the_choices_are_the_trainings_own():

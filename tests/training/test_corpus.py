@@ -10,7 +10,7 @@ from PIL import Image
 
 from compare2score.errors import LabelError
 from compare2score.training.corpus import SYNTHETIC_STD, Item, read_corpus
-from compare2score.training.distortions import distort
+from compare2score.training.distortions import UNSEEN, distort, opinion
 
 ROWS = (
     ("a.png", 1.0, 0.1, "train"),
@@ -67,27 +67,43 @@ def test_a_table_may_be_given_as_its_file(table):
     assert np.concatenate([part.items for part in corpus.parts]).tolist() == list(range(len(corpus.items)))
 
 
-def test_photographs_are_labelled_by_the_strength_of_their_distortion(photographs):
+def test_photographs_are_labelled_by_what_people_think_of_their_distortion(photographs):
     corpus = read_corpus([], [photographs], seed=3)
     (part,) = corpus.parts
     assert (part.name, part.split, part.has_std) == ("clean", "train", False)
     items = [corpus.items[i] for i in part.items]
     # Of eight photographs the first and the seventh are held out.
     assert sorted({item.path.name for item in items}) == [f"{i}.png" for i in (1, 2, 3, 4, 5, 7)]
-    assert len(items) == 6 * 4
-    assert part.mos.tolist() == [-item.strength for item in items]
-    assert {item.strength for item in items} == {0, 1, 2, 3, 4}
+    assert len(items) == 6 * part.together == 6 * 7
+    for start in range(0, len(items), part.together):
+        versions = items[start : start + part.together]
+        assert len({item.path for item in versions}) == 1
+        assert versions[0].distortion == ""
+        assert part.mos[start] > part.mos[start + 1 : start + part.together].max()
+    assert part.mos.tolist() == [opinion(item.distortion, item.strength) for item in items]
+    assert not {item.distortion for item in items} & set(UNSEEN)
     assert (part.std == SYNTHETIC_STD).all()
     assert read_corpus([], [photographs], seed=3).items == corpus.items
     assert read_corpus([], [photographs], seed=4).items != corpus.items
+
+
+def test_the_best_images_of_a_table_are_distorted_too(table):
+    corpus = read_corpus([table], [], seed=0, distort_best=2)
+    assert [(part.name, part.split) for part in corpus.parts] == [
+        ("rated", "train"),
+        ("rated", "val"),
+        ("rated, distorted", "train"),
+    ]
+    distorted = corpus.parts[2]
+    assert [corpus.items[i].path.name for i in distorted.items] == ["e.png"] * 7 + ["d.png"] * 7
 
 
 def test_an_item_is_read_and_distorted(photographs, texture):
     clean = texture(1)
     path = photographs / "1.png"
     assert np.array_equal(Item(path).pixels(), clean)
-    noisy = Item(path, "white_noise", 3, seed=9).pixels()
-    assert np.array_equal(noisy, distort(clean, "white_noise", 3, 9))
+    noisy = Item(path, "gaussian_noise", 3, seed=9).pixels()
+    assert np.array_equal(noisy, distort(clean, "gaussian_noise", 3, 9))
     assert not np.array_equal(noisy, clean)
 
 

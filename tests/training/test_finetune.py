@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 from scipy.optimize import minimize
-from scipy.stats import norm
+from scipy.stats import norm, spearmanr
 
 from compare2score.anchors.select import select_anchors
 from compare2score.comparator import abstractor, load_comparator
@@ -146,7 +146,13 @@ def test_every_epoch_has_a_row_in_the_log(trained, corpus):
 def test_each_phase_changes_its_own_modules(fresh, corpus, tmp_path):
     model, features = fresh()
     finetuner = Finetuner(model, corpus, features, RECIPE, tmp_path)
-    expected = [{"abstractor", "probe"}, {"abstractor", "encoder", "probe"}, {"abstractor", "decoder"}]
+    labelled = replace(RECIPE, distil=False)
+    expected = [
+        (RECIPE.phase_of(0), {"abstractor", "probe"}),
+        (RECIPE.phase_of(1), {"abstractor", "encoder", "probe"}),
+        (RECIPE.phase_of(2), {"decoder"}),
+        (labelled.phase_of(2), {"abstractor", "decoder"}),
+    ]
 
     def weights() -> dict[str, dict[str, torch.Tensor]]:
         modules = {
@@ -159,12 +165,33 @@ def test_each_phase_changes_its_own_modules(fresh, corpus, tmp_path):
             name: {k: v.clone() for k, v in module.state_dict().items()} for name, module in modules.items()
         }
 
-    for epoch, changed in enumerate(expected):
+    for phase, changed in expected:
         before = weights()
-        finetuner.begin(RECIPE.phase_of(epoch))
+        finetuner.begin(phase)
         finetuner.run_epoch()
         after = weights()
         assert {name for name in before if not same_tensors(before[name], after[name])} == changed
+
+
+def test_a_taught_decoder_follows_the_probe_across_tables(fresh, dataset, tmp_path):
+    """Two tables of the same pictures: labels say nothing of pairs between them."""
+    other = tmp_path / "other"
+    other.mkdir()
+    lines = (dataset / "labels.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    moved = [f"{dataset}/{name},{float(mos) + 1000},{std},{split}" for name, mos, std, split in rows]
+    (other / "labels.csv").write_text("\n".join([lines[0], *moved]))
+    both = read_corpus([dataset, other], [], seed=0)
+    model, _ = fresh()
+    features = cached_features(model, both, RECIPE.frozen_stages, tmp_path / "features")
+    recipe = replace(RECIPE, probe_epochs=6, encoder_epochs=0, decoder_epochs=12)
+    finetuner = Finetuner(model, both, features, recipe, other)
+    finetuner.run()
+    first, second = (part.items for part in both.split("train"))
+    quality = finetuner.probe(finetuner.tokens_of_all(np.concatenate([first, second]))).detach().numpy()
+    with torch.inference_mode():
+        scores = finetuner.scores(first, second[:: len(second) // 5][:5])
+    assert spearmanr(scores, quality[: len(first)]).statistic > 0.9
 
 
 def test_the_learning_curve_is_drawn(trained):

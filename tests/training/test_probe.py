@@ -8,7 +8,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
-from compare2score.training.probe import QualityProbe, ordinal_loss
+from compare2score.training.batches import soft_levels
+from compare2score.training.probe import QualityProbe, levels_of, ordinal_loss
 
 
 def targets_for(difference: float) -> torch.Tensor:
@@ -45,8 +46,41 @@ def test_given_levels_far_away_have_a_finite_loss_and_gradient():
 
 
 def test_the_probe_reads_every_token():
-    probe = QualityProbe(3, 4).eval()
+    probe = QualityProbe(3, 4, 2).eval()
     tokens = torch.randn(2, 3, 4, requires_grad=True)
     probe(tokens).sum().backward()
     assert probe(tokens).shape == (2,)
     assert (tokens.grad.abs().sum(dim=2) > 0).all()
+
+
+def test_what_teaches_is_what_labels_of_that_difference_would_say():
+    difference = torch.linspace(-5, 5, 41, dtype=torch.float64)
+    expected = soft_levels(difference.numpy(), np.ones(41))
+    assert levels_of(difference).numpy() == pytest.approx(expected, abs=1e-7)
+
+
+def test_two_tables_that_contradict_each_other_are_both_learned():
+    """The second entry is good in one kind of image and bad in the other, which the first entry tells."""
+    torch.manual_seed(0)
+    probe = QualityProbe(1, 2, 2)
+    optimizer = torch.optim.Adam(probe.parameters(), 0.05)
+    generator = np.random.default_rng(0)
+
+    def sample(kind: int) -> tuple[torch.Tensor, torch.Tensor]:
+        value = torch.from_numpy(generator.normal(size=64)).float()
+        tokens = torch.stack([torch.full((64,), 2.0 * kind - 1), value], dim=1)[:, None]
+        return tokens, value if kind else -value
+
+    probe.eval()  # without dropout
+    for step in range(300):
+        tokens, truth = sample(step % 2)
+        quality, gate = probe.read_and_sort(tokens)
+        difference, true_difference = quality[:32] - quality[32:], truth[:32] - truth[32:]
+        loss = ordinal_loss(difference, levels_of(true_difference))
+        loss = loss + torch.nn.functional.cross_entropy(gate, torch.full((64,), step % 2))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for kind in (0, 1):
+        tokens, truth = sample(kind)
+        assert np.corrcoef(probe(tokens).detach(), truth)[0, 1] > 0.95
