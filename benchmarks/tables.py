@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,12 @@ from compare2score.benchmarks.record import RESULTS
 from compare2score.benchmarks.speed import markdown, scores_table, stages_table, targets_table
 
 Record = dict[str, Any]
+
+SRCC_TARGETS = {"biq2021": 0.87, "agiqa3k": 0.88}
+DISTORTION_TARGETS = (
+    ("order of strengths, types never trained on, pairs right", 0.95, "unseen_pairs_right"),
+    ("clean against every type at its strongest, preferred", 0.97, "clean_preferred"),
+)
 
 
 def accuracy(record: Record) -> str:
@@ -35,15 +42,97 @@ def accuracy(record: Record) -> str:
     return markdown(header, rows)
 
 
+def accuracy_targets(record: Record) -> str:
+    """What was wanted, what the shipped comparator does, and the better regressor."""
+    results = record["results"]
+    found: dict[str, tuple[float, dict[str, float]]] = {
+        f"{name} {table['split']}, SRCC": (
+            SRCC_TARGETS[name],
+            {method: value["srcc"] for method, value in table["methods"].items()},
+        )
+        for name, table in results["tables"].items()
+        if name in SRCC_TARGETS
+    }
+    for label, target, key in DISTORTION_TARGETS:
+        methods = results["distortions"]["methods"]
+        found[label] = (target, {method: value[key] for method, value in methods.items()})
+    rows = []
+    for label, (target, methods) in found.items():
+        shipped = methods["comparator"]
+        best = max((value, name) for name, value in methods.items() if name != "comparator")
+        verdict = "met" if shipped >= target else "missed"
+        rows.append([label, f">= {target:g}", f"{shipped:.3f}", verdict, f"{best[0]:.3f}, {best[1]}"])
+    return markdown(["what", "target", "shipped comparator", "", "best regressor"], rows)
+
+
 def distortions(record: Record) -> str:
-    """How often the clean photograph scores higher."""
-    found = record["results"]["distortions"]
-    count, wins = found["photographs"], found["clean_preferred"]
-    rows = [[name, f"{won} of {count}"] for name, won in wins.items()]
-    total = sum(wins.values())
-    share = 100 * total / (count * len(wins))
-    rows.append(["all", f"{total} of {count * len(wins)} ({share:.1f} %)"])
-    return markdown(["distortion", "clean photograph scores higher"], rows)
+    """Order of strengths and preference for the clean photograph, by type."""
+    found = record["results"]["distortions"]["methods"]
+    rows = []
+    for name, shipped in found["comparator"]["types"].items():
+        others = [found[method]["types"][name] for method in found if method != "comparator"]
+        cells = []
+        for key in ("pairs_right", "clean_preferred"):
+            cells += [f"{100 * shipped[key]:.1f} %", f"{100 * max(other[key] for other in others):.1f} %"]
+        rows.append([name.replace("_", " "), "no" if shipped["unseen"] else "yes", *cells])
+    header = ["distortion", "trained on", "order of strengths", "best regressor", "clean preferred"]
+    return markdown([*header, "best regressor"], rows)
+
+
+def ablations(record: Record) -> str:
+    """Mean and spread of the SRCC over the seeds, by row and table."""
+    found = record["results"]["rows"]
+    names = list(found[0]["srcc"][0])
+    rows = []
+    for row in found:
+        cells = []
+        for name in names:
+            values = [seed[name] for seed in row["srcc"]]
+            cells.append(f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        rows.append([row["name"], str(len(row["srcc"])), *cells])
+    return markdown(["what", "seeds", *(f"{name} test SRCC, mean (spread)" for name in names)], rows)
+
+
+def anchor_sets(record: Record) -> str:
+    """SRCC, and how often the posterior's interval holds what people say, by choice of anchors."""
+    found = record["results"]["anchors"]
+    names = list(found[0]["srcc"])
+    rows = [
+        [
+            row["anchors"],
+            *(f"{row['srcc'][name]:.3f}" for name in names),
+            *(f"{100 * row['cover'][name]:.0f} %" for name in names),
+        ]
+        for row in found
+    ]
+    header = ["anchors", *(f"{name} SRCC" for name in names), *(f"{name} cover" for name in names)]
+    return markdown(header, rows)
+
+
+def pareto(record: Record) -> str:
+    """Accuracy and time by input size and precision."""
+    found = record["results"]["rows"]
+    names = list(found[0]["srcc"])
+    rows = [
+        [
+            f"{row['size']} px",
+            row["precision"],
+            f"{row['milliseconds']:.1f} ms",
+            *(f"{row['srcc'][name]:.3f}" for name in names),
+        ]
+        for row in found
+    ]
+    return markdown(["input", "precision", "a score, median", *(f"{name} SRCC" for name in names)], rows)
+
+
+def failures(record: Record) -> str:
+    """The worst of every table, by name."""
+    rows = [
+        [name, row["image"], f"{row['people']:.0f} %", f"{row['score']:.0f} %"]
+        for name, found in record["results"]["tables"].items()
+        for row in found
+    ]
+    return markdown(["table", "image", "rank by people", "rank by score"], rows)
 
 
 def footprint(record: Record) -> str:
@@ -119,8 +208,13 @@ def origin(record: Record) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "accuracy": ("accuracy", accuracy),
+    "accuracy_targets": ("accuracy", accuracy_targets),
     "distortions": ("accuracy", distortions),
     "footprint": ("footprint", footprint),
+    "ablations": ("ablations", ablations),
+    "anchor_sets": ("ablations", anchor_sets),
+    "pareto": ("pareto", pareto),
+    "failures": ("failures", failures),
     "adaptive": ("adaptive", adaptive),
     "filter": ("filter", collection),
     "full_size": ("full_size", lambda record: full_size_table(record["results"])),

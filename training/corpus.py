@@ -86,8 +86,9 @@ def read_corpus(
     instructions: Sequence[Path] = (),
     std: float | None = None,
     distort_best: int = 0,
+    splits: Sequence[str] = ("train", "val"),
 ) -> Corpus:
-    """Reads label tables (train and val rows), and clean photographs and instructions (train only).
+    """Reads label tables (rows of the named splits), and clean photographs and instructions (train only).
 
     A photograph's versions are labelled by what people think of their distortion, whatever the content: a
     clean photograph is better than another one's distorted version, too.
@@ -99,6 +100,7 @@ def read_corpus(
         instructions: files of `training.instructions.write_instructions`.
         std: standard deviation for tables that state none, see `read_labels`.
         distort_best: how many of every table's best training images are distorted like clean photographs.
+        splits: of the tables, in the corpus's order.
 
     Raises:
         LabelError: a table, file or folder cannot be used, or two have the same name.
@@ -124,7 +126,7 @@ def read_corpus(
         parts.append(Part(name, "train", index, mos, deviation, False, table, len(versions[0])))
 
     for table in tables:
-        for split in ("train", "val"):
+        for split in splits:
             labels = read_labels(table / "labels.csv" if table.is_dir() else table, std, split)
             index = add([Item(labels.root / image) for image in labels.images])
             parts.append(Part(labels.name, split, index, labels.mos, labels.std, labels.has_std, labels.name))

@@ -55,6 +55,8 @@ class FrozenFeatures:
     @torch.inference_mode()
     def completed(self, model: NanoComparator, device: torch.device) -> FrozenFeatures:
         """The features with every stage frozen as it is now: statistics alone, in memory."""
+        if self.stages == len(model.encoder.stages):
+            return self
         variants, count = self.statistics.shape[:2]
         rows = []
         for variant in range(variants):

@@ -1,0 +1,258 @@
+"""What each part of the nano comparator's training brings: the same features, several seeds.
+
+    python -m compare2score.benchmarks.ablations RUN --data DIR --data DIR --photos DIR
+
+RUN is the folder of a whole `c2s train nano`: its cached features are used, and the encoder it tuned. Every
+row is trained anew from its own seed on top of that encoder (or of ImageNet's), and scored on the test rows
+in torch, as the runtime scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+
+from compare2score.anchors.select import select_anchors
+from compare2score.benchmarks.record import RESULTS, write_record
+from compare2score.comparator.decoder import Comparison
+from compare2score.comparator.efficientnet_lite import LITE2_STAGES
+from compare2score.comparator.nano import NanoComparator
+from compare2score.comparison import (
+    comparison_probability,
+    extend_preference_matrix,
+    symmetric_preference_matrix,
+)
+from compare2score.pipelines.correlation import srcc
+from compare2score.thurstone import MapEstimate, map_estimate
+from compare2score.training.corpus import Corpus, Part, read_corpus
+from compare2score.training.features import FrozenFeatures, cached_features
+from compare2score.training.finetune import Finetuner
+from compare2score.training.nano import calibrate_abstractor, keep_freed_memory
+from compare2score.training.pretrained import pretrained_nano
+from compare2score.training.recipe import Recipe
+
+Array = NDArray[np.float64]
+DECODER_EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train the decoder.
+
+    Attributes:
+        name: what the table calls it.
+        layers, comparison: of the decoder.
+        pretrained: whether the layers begin as SmolLM2's, or at random.
+        distil: whether the probe teaches, or the labels do.
+    """
+
+    name: str
+    layers: int = 2
+    comparison: Comparison = "late"
+    pretrained: bool = True
+    distil: bool = True
+
+
+ROWS = (
+    Row("as shipped: 2 layers, pretrained, late, taught by the probe"),
+    Row("labels teach the decoder", distil=False),
+    Row("random layers", pretrained=False),
+    Row("1 layer", layers=1),
+    Row("4 layers", layers=4),
+    Row("causal comparison", comparison="causal"),
+)
+NO_DECODER = "no decoder: the probe's quality"
+FROZEN = "no decoder, encoder as from ImageNet"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The corpus to train on and the rows to report on, each with what one encoder makes of them."""
+
+    corpus: Corpus
+    features: FrozenFeatures
+    test: Corpus
+    test_features: FrozenFeatures
+
+    def test_tokens(self, model: NanoComparator, items: NDArray[np.intp]) -> torch.Tensor:
+        """Visual tokens [N, T, D] of test images."""
+        return tokens(model, self.test_features, items)
+
+
+def tokens(model: NanoComparator, features: FrozenFeatures, items: NDArray[np.intp]) -> torch.Tensor:
+    """Visual tokens [N, T, D] from completed features."""
+    with torch.inference_mode():
+        return model.abstractor(torch.from_numpy(features.statistics[0, items]))  # type: ignore[no-any-return]
+
+
+def estimates(model: NanoComparator, anchors: torch.Tensor, images: torch.Tensor) -> MapEstimate:
+    """MAP estimates of images [N, T, D] against anchors [A, T, D], as the runtime makes them."""
+    config = model.config
+
+    def probabilities(second: torch.Tensor) -> Array:
+        logits = torch.cat([model.compare(chunk, keys, values) for chunk in torch.split(second, 32)])
+        return comparison_probability(logits.numpy(), config.level_weights, config.temperature)
+
+    with torch.inference_mode():
+        keys, values = model.prefix(anchors)
+        matrix = symmetric_preference_matrix(probabilities(anchors))
+        return map_estimate(extend_preference_matrix(matrix, probabilities(images)))
+
+
+def chosen(part: Part, intervals: int = 5, per_interval: int = 1) -> NDArray[np.intp]:
+    """Corpus indices of a part's anchors."""
+    return part.items[select_anchors(part.mos, part.std if part.has_std else None, intervals, per_interval)]
+
+
+def probe_phase(data: Data, template: NanoComparator, seed: int, folder: Path) -> Finetuner:
+    """An abstractor and a probe trained from a seed."""
+    torch.manual_seed(seed)
+    model = pretrained_nano(1, template.config.image.size)
+    calibrate_abstractor(model, data.features)
+    finetuner = Finetuner(
+        model, data.corpus, data.features, Recipe(encoder_epochs=0, decoder_epochs=0, seed=seed), folder
+    )
+    finetuner.run()
+    model.eval()
+    finetuner.probe.eval()
+    return finetuner
+
+
+def probe_srcc(data: Data, trained: Finetuner) -> dict[str, float]:
+    """SRCC of the probe's quality by test table."""
+    found = {}
+    for part in data.test.parts:
+        with torch.inference_mode():
+            quality = trained.probe(data.test_tokens(trained.model, part.items))
+        found[part.name] = srcc(quality.double().numpy(), part.mos)
+    return found
+
+
+def decoder_phase(data: Data, row: Row, trained: Finetuner, seed: int, folder: Path) -> NanoComparator:
+    """A decoder trained a row's way, on the tokens of a trained abstractor and probe."""
+    torch.manual_seed(seed)
+    model = pretrained_nano(row.layers, trained.model.config.image.size, row.comparison)
+    if not row.pretrained:
+        for module in model.decoder.layers.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.RMSNorm):
+                module.reset_parameters()
+    model.abstractor.load_state_dict(trained.model.abstractor.state_dict())
+    recipe = replace(trained.recipe, decoder_epochs=DECODER_EPOCHS, distil=row.distil)
+    finetuner = Finetuner(model, data.corpus, data.features, recipe, folder)
+    finetuner.probe.load_state_dict(trained.probe.state_dict())
+    finetuner.epoch = recipe.probe_epochs
+    finetuner.run()
+    return model.eval()
+
+
+def decoder_srcc(data: Data, model: NanoComparator, anchors: torch.Tensor) -> dict[str, float]:
+    """SRCC of MAP scores against the same anchors, by test table."""
+    found = {}
+    for part in data.test.parts:
+        q = estimates(model, anchors, data.test_tokens(model, part.items)).q[:, -1]
+        found[part.name] = srcc(q, part.mos)
+    return found
+
+
+def anchor_sets(data: Data) -> dict[str, NDArray[np.intp]]:
+    """Corpus indices of anchors, by how they were chosen."""
+    parts = {part.name: part for part in data.corpus.split("train") if part.table == part.name}
+    sets = {}
+    for name, part in parts.items():
+        for intervals, each in ((3, 1), (5, 1), (5, 2), (5, 3)):
+            sets[f"{intervals * each} of {name}"] = chosen(part, intervals, each)
+    sets[f"5 of each of {', '.join(parts)}"] = np.concatenate([chosen(part) for part in parts.values()])
+    return sets
+
+
+def interval_cover(q: Array, std: Array, mos: Array) -> float:
+    """Share of the images whose q +- 1.96 std holds the q that images of their MOS have on average."""
+    expected = np.polynomial.Polynomial.fit(mos, q, 3)(mos)
+    return float((np.abs(q - expected) <= 1.96 * std).mean())
+
+
+def anchor_rows(data: Data, model: NanoComparator) -> list[dict[str, Any]]:
+    """One trained comparator against other anchors: SRCC and cover of the posterior's interval."""
+    rows = []
+    for name, items in anchor_sets(data).items():
+        anchors = tokens(model, data.features, items)
+        row: dict[str, Any] = {"anchors": name, "srcc": {}, "cover": {}}
+        for part in data.test.parts:
+            found = estimates(model, anchors, data.test_tokens(model, part.items))
+            q, std = found.q[:, -1], found.std[:, -1]
+            row["srcc"][part.name] = srcc(q, part.mos)
+            row["cover"][part.name] = interval_cover(q, std, part.mos)
+        rows.append(row)
+    return rows
+
+
+def kept(file: Path, make: Callable[[], FrozenFeatures]) -> FrozenFeatures:
+    """Completed features, kept in a file."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, make().statistics)
+    statistics = np.load(file, mmap_mode="r")
+    maps = np.empty((*statistics.shape[:2], 0, 0, 0), np.float16)
+    return FrozenFeatures(len(LITE2_STAGES), maps, statistics)
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="Folder of a whole training run.")],
+    data: Annotated[list[Path], typer.Option(help="The tables it was trained on.")],
+    photos: Annotated[list[Path], typer.Option(help="The photographs it was trained on.")],
+    cache: Annotated[Path, typer.Option(help="Where features are kept.")],
+    std: Annotated[float, typer.Option(help="As in the recipe.")] = 0.06,
+    distort_best: Annotated[int, typer.Option(help="As in the recipe.")] = 60,
+    seeds: Annotated[int, typer.Option(help="Of every row.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder of the record.")] = RESULTS,
+) -> None:
+    """Trains and scores every row, and writes ablations.json."""
+    keep_freed_memory()
+    tuned = NanoComparator.load(run / "checkpoint")
+    recipe, size = Recipe(), tuned.config.image.size
+    corpus = read_corpus(data, photos, recipe.seed, (), std, distort_best)
+    test = read_corpus(data, [], recipe.seed, (), std, splits=("test",))
+    torch.manual_seed(recipe.seed)
+    imagenet = pretrained_nano(1, size)
+    device = torch.device("cpu")
+    cached = cached_features(imagenet, corpus, recipe.frozen_stages, run / "features")
+    test_cached = cached_features(imagenet, test, recipe.frozen_stages, cache / "test")
+    encoders = {
+        name: Data(
+            corpus,
+            kept(cache / f"{name}.npy", lambda m=model: cached.completed(m, device)),
+            test,
+            kept(cache / f"{name}-test.npy", lambda m=model: test_cached.completed(m, device)),
+        )
+        for name, model in (("tuned", tuned), ("imagenet", imagenet))
+    }
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (FROZEN, NO_DECODER)}
+    found |= {row.name: [] for row in ROWS}
+    for seed in range(seeds):
+        frozen = probe_phase(encoders["imagenet"], imagenet, seed, cache / f"runs/imagenet-{seed}")
+        found[FROZEN].append(probe_srcc(encoders["imagenet"], frozen))
+        trained = probe_phase(encoders["tuned"], tuned, seed, cache / f"runs/tuned-{seed}")
+        found[NO_DECODER].append(probe_srcc(encoders["tuned"], trained))
+        for r, row in enumerate(ROWS):
+            model = decoder_phase(encoders["tuned"], row, trained, seed, cache / f"runs/tuned-{seed}-{r}")
+            anchors = tokens(model, encoders["tuned"].features, chosen(corpus.parts[0]))
+            found[row.name].append(decoder_srcc(encoders["tuned"], model, anchors))
+            print(row.name, seed, found[row.name][-1], flush=True)
+    results = {
+        "rows": [{"name": name, "srcc": values} for name, values in found.items()],
+        "settings": [asdict(row) for row in ROWS],
+        "decoder_epochs": DECODER_EPOCHS,
+        "anchors": anchor_rows(encoders["tuned"], tuned),
+    }
+    print(write_record("ablations", results, out))
+
+
+if __name__ == "__main__":
+    typer.run(main)
