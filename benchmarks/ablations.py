@@ -3,13 +3,12 @@
     python -m compare2score.benchmarks.ablations RUN --data DIR --data DIR --photos DIR
 
 RUN is the folder of a whole `c2s train nano`: its cached features are used, and the encoder it tuned. Every
-row is trained anew from its own seed on top of that encoder (or of ImageNet's), and scored on the test rows
-in torch, as the runtime scores.
+row is trained anew from its own seed on top of that encoder (or of ImageNet's) on the rated images alone, and
+scored on the test rows in torch, as the runtime scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +38,7 @@ from compare2score.training.pretrained import pretrained_nano
 from compare2score.training.recipe import Recipe
 
 Array = NDArray[np.float64]
-DECODER_EPOCHS = 2
+DECODER_EPOCHS = 1
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,13 @@ ROWS = (
     Row("as shipped: 2 layers, pretrained, late, taught by the probe"),
     Row("labels teach the decoder", distil=False),
     Row("random layers", pretrained=False),
+    Row("causal comparison", comparison="causal"),
     Row("1 layer", layers=1),
     Row("4 layers", layers=4),
-    Row("causal comparison", comparison="causal"),
 )
-NO_DECODER = "no decoder: the probe's quality"
+NO_DECODER = "no decoder: the probe's quality, a reading for each table"
+ALONE = "no decoder, a model for each table alone"
+ONE_READING = "no decoder, one reading for both tables"
 FROZEN = "no decoder, encoder as from ImageNet"
 
 
@@ -135,6 +136,16 @@ def probe_srcc(data: Data, trained: Finetuner) -> dict[str, float]:
     return found
 
 
+def alone_srcc(data: Data, template: NanoComparator, seed: int, folder: Path) -> dict[str, float]:
+    """SRCC of a probe that has seen no other table, by test table."""
+    found = {}
+    for name in data.corpus.tables:
+        parts = tuple(part for part in data.corpus.parts if part.table == name)
+        only = replace(data, corpus=replace(data.corpus, parts=parts))
+        found[name] = probe_srcc(data, probe_phase(only, template, seed, folder / name))[name]
+    return {part.name: found[part.name] for part in data.test.parts}
+
+
 def decoder_phase(data: Data, row: Row, trained: Finetuner, seed: int, folder: Path) -> NanoComparator:
     """A decoder trained a row's way, on the tokens of a trained abstractor and probe."""
     torch.manual_seed(seed)
@@ -193,11 +204,11 @@ def anchor_rows(data: Data, model: NanoComparator) -> list[dict[str, Any]]:
     return rows
 
 
-def kept(file: Path, make: Callable[[], FrozenFeatures]) -> FrozenFeatures:
-    """Completed features, kept in a file."""
+def kept(file: Path, cached: FrozenFeatures, model: NanoComparator) -> FrozenFeatures:
+    """Features completed by a model's encoder, kept in a file."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, make().statistics)
+        np.save(file, cached.completed(model, torch.device("cpu")).statistics)
     statistics = np.load(file, mmap_mode="r")
     maps = np.empty((*statistics.shape[:2], 0, 0, 0), np.float16)
     return FrozenFeatures(len(LITE2_STAGES), maps, statistics)
@@ -211,47 +222,49 @@ def main(
     std: Annotated[float, typer.Option(help="As in the recipe.")] = 0.06,
     distort_best: Annotated[int, typer.Option(help="As in the recipe.")] = 60,
     seeds: Annotated[int, typer.Option(help="Of every row.")] = 3,
+    decoders: Annotated[int, typer.Option(help="How many of the decoders' rows.")] = len(ROWS),
     out: Annotated[Path, typer.Option(help="Folder of the record.")] = RESULTS,
 ) -> None:
-    """Trains and scores every row, and writes ablations.json."""
+    """Trains and scores every row; writes ablations.json anew after every seed."""
     keep_freed_memory()
     tuned = NanoComparator.load(run / "checkpoint")
     recipe, size = Recipe(), tuned.config.image.size
     corpus = read_corpus(data, photos, recipe.seed, (), std, distort_best)
     test = read_corpus(data, [], recipe.seed, (), std, splits=("test",))
+    rated = replace(corpus, parts=tuple(part for part in corpus.parts if part.table == part.name))
     torch.manual_seed(recipe.seed)
     imagenet = pretrained_nano(1, size)
-    device = torch.device("cpu")
     cached = cached_features(imagenet, corpus, recipe.frozen_stages, run / "features")
     test_cached = cached_features(imagenet, test, recipe.frozen_stages, cache / "test")
-    encoders = {
-        name: Data(
-            corpus,
-            kept(cache / f"{name}.npy", lambda m=model: cached.completed(m, device)),
-            test,
-            kept(cache / f"{name}-test.npy", lambda m=model: test_cached.completed(m, device)),
-        )
-        for name, model in (("tuned", tuned), ("imagenet", imagenet))
-    }
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in (FROZEN, NO_DECODER)}
-    found |= {row.name: [] for row in ROWS}
+    encoders = {}
+    for name, model in (("tuned", tuned), ("imagenet", imagenet)):
+        features = kept(cache / f"{name}.npy", cached, model)
+        encoders[name] = Data(rated, features, test, kept(cache / f"{name}-test.npy", test_cached, model))
+    chosen_rows = ROWS[:decoders]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (FROZEN, ALONE, ONE_READING, NO_DECODER)}
+    found |= {row.name: [] for row in chosen_rows}
+    anchor_table = anchor_rows(encoders["tuned"], tuned)
+    parts = tuple(replace(part, table="") for part in rated.parts)
+    merged = replace(encoders["tuned"], corpus=replace(rated, parts=parts))
     for seed in range(seeds):
         frozen = probe_phase(encoders["imagenet"], imagenet, seed, cache / f"runs/imagenet-{seed}")
         found[FROZEN].append(probe_srcc(encoders["imagenet"], frozen))
+        found[ALONE].append(alone_srcc(encoders["tuned"], tuned, seed, cache / f"runs/alone-{seed}"))
+        one = probe_phase(merged, tuned, seed, cache / f"runs/one-{seed}")
+        found[ONE_READING].append(probe_srcc(merged, one))
         trained = probe_phase(encoders["tuned"], tuned, seed, cache / f"runs/tuned-{seed}")
         found[NO_DECODER].append(probe_srcc(encoders["tuned"], trained))
-        for r, row in enumerate(ROWS):
+        for r, row in enumerate(chosen_rows):
             model = decoder_phase(encoders["tuned"], row, trained, seed, cache / f"runs/tuned-{seed}-{r}")
             anchors = tokens(model, encoders["tuned"].features, chosen(corpus.parts[0]))
             found[row.name].append(decoder_srcc(encoders["tuned"], model, anchors))
-            print(row.name, seed, found[row.name][-1], flush=True)
-    results = {
-        "rows": [{"name": name, "srcc": values} for name, values in found.items()],
-        "settings": [asdict(row) for row in ROWS],
-        "decoder_epochs": DECODER_EPOCHS,
-        "anchors": anchor_rows(encoders["tuned"], tuned),
-    }
-    print(write_record("ablations", results, out))
+        results = {
+            "rows": [{"name": name, "srcc": values} for name, values in found.items()],
+            "settings": [asdict(row) for row in chosen_rows],
+            "decoder_epochs": DECODER_EPOCHS,
+            "anchors": anchor_table,
+        }
+        print(write_record("ablations", results, out), flush=True)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ NANO_DECODER = DecoderSize(
 )
 
 
-def nano(image: int = 384, stem: int = 32, decoder: DecoderSize = NANO_DECODER) -> Workload:
+def nano(image: int = 512, stem: int = 32, decoder: DecoderSize = NANO_DECODER) -> Workload:
     """The embedded comparator: EfficientNet-Lite2, cell statistics, two layers of SmolLM2-135M."""
     side = image // 2
     products = [Product(side**2, 27, stem, kind="kept")]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
+from sklearn.base import clone
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
@@ -48,7 +49,7 @@ def fitted(name: str, train: Labelled, validation: Labelled) -> Callable[[Array]
 
     The one chosen is fitted again on train and validation rows together.
     """
-    models = [make_pipeline(StandardScaler(), model) for model in REGRESSORS[name]]
+    models = [make_pipeline(StandardScaler(), clone(model)) for model in REGRESSORS[name]]
     center = train[1].mean()  # kernel ridge has no intercept
     fits = [
         srcc(model.fit(train[0], train[1] - center).predict(validation[0]), validation[1]) for model in models

@@ -155,11 +155,8 @@ def nano(
         float, typer.Option(metavar="X", help="Learning rate of the decoder.")
     ] = RECIPE.decoder_rate,
     distil: Annotated[
-        bool, typer.Option(help="Have probes teach the decoder, and not the labels.")
+        bool, typer.Option(help="Have the probe teach the decoder, and not the labels.")
     ] = RECIPE.distil,
-    teachers: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Probes whose mean teaches the decoder.")
-    ] = RECIPE.teachers,
     weight_decay: Annotated[float, typer.Option(metavar="X", min=0)] = RECIPE.weight_decay,
     seed: Annotated[int, typer.Option(metavar="N", min=0)] = RECIPE.seed,
     std: Std = None,
@@ -196,7 +193,6 @@ def nano(
         encoder_rate=encoder_rate,
         decoder_rate=decoder_rate,
         distil=distil,
-        teachers=teachers,
         weight_decay=weight_decay,
         seed=seed,
     )

@@ -74,6 +74,12 @@ class Corpus:
     parts: tuple[Part, ...]
     pairs: tuple[InstructedPairs, ...] = ()
 
+    @property
+    def tables(self) -> list[str]:
+        """Names of the tables that parts and pairs are from, in alphabetic order."""
+        named = {part.table for part in self.parts} | {pairs.name for pairs in self.pairs}
+        return sorted(named - {""})
+
     def split(self, name: str) -> tuple[Part, ...]:
         """The parts of one split ("train", "val")."""
         return tuple(part for part in self.parts if part.split == name)

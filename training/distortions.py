@@ -34,12 +34,12 @@ BT601 = np.array(
 
 def to_ycc(pixels: Pixels) -> Pixels:
     """Luma and chroma [H, W, 3] of RGB."""
-    return pixels @ BT601.T
+    return np.asarray(pixels @ BT601.T)
 
 
 def from_ycc(ycc: Pixels) -> Pixels:
     """RGB of luma and chroma [H, W, 3]."""
-    return ycc @ np.linalg.inv(BT601).T.astype(np.float32)
+    return np.asarray(ycc @ np.linalg.inv(BT601).T.astype(np.float32))
 
 
 def noise_like(pixels: Pixels, generator: np.random.Generator) -> Pixels:
@@ -90,7 +90,7 @@ def multiplicative_noise(pixels: Pixels, deviation: float, generator: np.random.
 def quantization(pixels: Pixels, levels: float, _: np.random.Generator) -> Pixels:
     """Rounds every value to one of so many levels."""
     step = np.float32(255 / (levels - 1))
-    return np.rint(pixels / step) * step
+    return np.asarray(np.rint(pixels / step) * step)
 
 
 def gaussian_blur(pixels: Pixels, sigma: float, _: np.random.Generator) -> Pixels:
@@ -205,12 +205,13 @@ def color_quantization(pixels: Pixels, colors: float, _: np.random.Generator) ->
 
 def brightening(pixels: Pixels, amount: float, _: np.random.Generator) -> Pixels:
     """Lifts the shadows: a tone curve of exponent 1 / (1 + amount), and burns what is bright."""
-    return 255 * (pixels / 255) ** np.float32(1 / (1 + amount)) * np.float32(1 + amount / 4)
+    lifted = (pixels / 255) ** (1 / (1 + amount))
+    return np.asarray(255 * (1 + amount / 4) * lifted, dtype=np.float32)
 
 
 def darkening(pixels: Pixels, amount: float, _: np.random.Generator) -> Pixels:
     """Sinks the shadows: a tone curve of exponent 1 + amount."""
-    return 255 * (pixels / 255) ** np.float32(1 + amount)
+    return np.asarray(255 * (pixels / 255) ** (1 + amount), dtype=np.float32)
 
 
 def mean_shift(pixels: Pixels, offset: float, generator: np.random.Generator) -> Pixels:
@@ -221,12 +222,12 @@ def mean_shift(pixels: Pixels, offset: float, generator: np.random.Generator) ->
 def low_contrast(pixels: Pixels, kept: float, _: np.random.Generator) -> Pixels:
     """Keeps so much of the difference from the mean."""
     mean = pixels.mean()
-    return mean + np.float32(kept) * (pixels - mean)
+    return np.asarray(mean + kept * (pixels - mean), dtype=np.float32)
 
 
 def sharpening(pixels: Pixels, amount: float, _: np.random.Generator) -> Pixels:
     """Adds so many times what a Gaussian blur takes away: halos and amplified noise."""
-    return pixels + np.float32(amount) * (pixels - blurred(pixels, 1.0))
+    return np.asarray(pixels + amount * (pixels - blurred(pixels, 1.0)), dtype=np.float32)
 
 
 def block_loss(pixels: Pixels, share: float, generator: np.random.Generator) -> Pixels:

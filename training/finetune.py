@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -43,27 +43,17 @@ def unlabelled(sources: Sequence[Part | InstructedPairs]) -> Part:
 class Finetuner:
     """Trains `model` in `folder`: checkpoint after every epoch, log as JSON lines, learning curve as PNG.
 
-    `role` stands before the phase's name in what is printed.
-
     Raises LabelError if the corpus is too small for one batch, or for anchors of a table that is validated.
     """
 
     def __init__(
-        self,
-        model: NanoComparator,
-        corpus: Corpus,
-        features: FrozenFeatures,
-        recipe: Recipe,
-        folder: Path,
-        role: str = "",
+        self, model: NanoComparator, corpus: Corpus, features: FrozenFeatures, recipe: Recipe, folder: Path
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.role = role
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
         torch.manual_seed(recipe.seed)
-        named = {part.table for part in corpus.parts} | {pairs.name for pairs in corpus.pairs}
-        self.tables = sorted(named - {""}) or [""]
+        self.tables = corpus.tables or [""]
         tokens, width = model.config.grid**2 + 1, model.config.decoder.width
         self.probe = QualityProbe(tokens, width, len(self.tables)).to(self.device)
         self.corpus, self.cached, self.recipe, self.folder = corpus, features, recipe, folder
@@ -108,7 +98,6 @@ class Finetuner:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
         self.completed: FrozenFeatures | None = None
-        self.taught: Tensor | None = None
 
     @property
     def features(self) -> FrozenFeatures:
@@ -118,37 +107,6 @@ class Finetuner:
         if self.completed is None:
             self.completed = self.cached.completed(self.model, self.device)
         return self.completed
-
-    def teach(self) -> Tensor:
-        """Mean quality [variants, N] of all images, by this run's probe and by others trained like it."""
-        recipe = self.recipe
-        only_probe = replace(recipe, encoder_epochs=0, decoder_epochs=0, distil=False)
-        qualities = [self.qualities_of_all(self.model.abstractor, self.probe)]
-        for k in range(1, recipe.teachers):
-            torch.manual_seed(recipe.seed + 1_000 * k)
-            model = NanoComparator(self.model.config)
-            # The standardisation, which is no trained weight, is the same for all.
-            model.abstractor.feature_mean.copy_(self.model.abstractor.feature_mean)
-            model.abstractor.feature_scale.copy_(self.model.abstractor.feature_scale)
-            recipe_of_k = replace(only_probe, seed=recipe.seed + 1_000 * k)
-            folder, role = self.folder / f"teacher{k}", f"teacher {k}, "
-            teacher = Finetuner(model, self.corpus, self.features, recipe_of_k, folder, role)
-            teacher.resume()
-            teacher.run()
-            qualities.append(self.qualities_of_all(teacher.model.abstractor, teacher.probe))
-        return torch.stack(qualities).mean(dim=0)
-
-    @torch.no_grad()
-    def qualities_of_all(self, abstractor: nn.Module, probe: nn.Module) -> Tensor:
-        """Quality [variants, N] of every image of the corpus, as the encoder is now."""
-        abstractor.eval()
-        probe.eval()
-        rows = [
-            probe(abstractor(torch.from_numpy(chunk).to(self.device))).cpu()
-            for variant in self.features.statistics
-            for chunk in np.array_split(variant, max(1, len(variant) // 256))
-        ]
-        return torch.cat(rows).reshape(self.features.variants, -1)
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then cosine decay to zero over the phase's steps, as a factor."""
@@ -178,8 +136,9 @@ class Finetuner:
                     kind = torch.full((len(gate),), self.tables.index(batch.table), device=self.device)
                     loss = loss + GATE_WEIGHT * nn.functional.cross_entropy(gate, kind)
                 return loss
-            if self.taught is not None:
-                quality = self.taught[variants, batch.items].to(self.device)
+            if self.phase.taught:
+                with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                    quality = self.probe(tokens.float())
                 targets = levels_of(quality[first] - quality[second])
             keys, values = self.model.prefix(tokens)
             logits = self.model.decoder(tokens, keys, values, (first, second))
@@ -200,8 +159,6 @@ class Finetuner:
 
     def run_epoch(self) -> None:
         """Trains one epoch of the phase that was begun."""
-        if self.phase.taught and self.taught is None:
-            self.taught = self.teach()
         # Dropout is against learning labels by heart: a probe that teaches should see what is there.
         self.model.train(not self.phase.taught)
         self.probe.train(not self.phase.taught)
@@ -210,8 +167,7 @@ class Finetuner:
         generator = np.random.default_rng([self.recipe.seed, self.epoch, 1])
         batches = epoch_batches(self.sources, self.recipe.batch, self.partners, self.recipe.seed, self.epoch)
         losses = []
-        phase = self.role + self.phase.name
-        label = f"Epoch {self.epoch + 1}, {phase}"
+        label = f"Epoch {self.epoch + 1}, {self.phase.name}"
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for batch in track(batches, description=label, total=self.steps_per_epoch):
             variants = generator.integers(0, self.features.variants, len(batch.items))
@@ -224,7 +180,7 @@ class Finetuner:
             losses.append(loss.item())
         self.epoch += 1
         trained_on = {"epoch": self.epoch, "train_loss": float(np.mean(losses))}
-        self.record({"phase": phase, **trained_on, **self.validate()})
+        self.record({"phase": self.phase.name, **trained_on, **self.validate()})
         self.save()
 
     @torch.inference_mode()
@@ -288,7 +244,6 @@ class Finetuner:
             "subject": self.subject(),
             "model": self.model.state_dict(),
             "probe": self.probe.state_dict(),
-            "taught": self.taught,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
@@ -316,7 +271,6 @@ class Finetuner:
         self.probe.load_state_dict(state["probe"])
         self.epoch = state["epoch"]
         self.begin(self.recipe.phase_of(self.epoch - 1))
-        self.taught = state["taught"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         cut_log(self.folder, self.epoch)

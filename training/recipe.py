@@ -29,7 +29,7 @@ class Phase:
         name: what the phase is about.
         epochs: times every training image is seen.
         rates: AdamW's peak learning rate of each module that is trained; the others keep their weights.
-        taught: whether probes, and not the labels, say what is right.
+        taught: whether the probe, and not the labels, says what is right.
     """
 
     name: str
@@ -55,10 +55,8 @@ class Recipe:
         partners: how often the decoder compares each image of a batch as the first, and as the second.
         frozen_stages: encoder stages, from the first, that always keep their weights and are cached.
         encoder_rate, decoder_rate: AdamW's peak learning rates in the phase of that name.
-        distil: whether the decoder learns what probes make of any two images, those of different tables, too,
-            and not the labels.
-        teachers: probes, each trained from a seed of its own on the tuned encoder, whose mean quality the
-            decoder learns.
+        distil: whether the decoder learns what the probe makes of any two images, those of different tables,
+            too, and not the labels.
         weight_decay: AdamW's.
         clip: largest norm of a step's gradient.
         warmup: share of a phase's steps in which the rates rise linearly; then they fall as a cosine to zero.
@@ -74,7 +72,6 @@ class Recipe:
     encoder_rate: float = 3e-5
     decoder_rate: float = 2e-4
     distil: bool = True
-    teachers: int = 4
     weight_decay: float = 0.02
     clip: float = 1.0
     warmup: float = 0.06
@@ -86,12 +83,12 @@ class Recipe:
 
         An untrained head's gradients tear pretrained features apart: a few thousand images do not mend them.
         The probe is thrown away in the end. It teaches the encoder by all pairs of a batch at no cost, where
-        the decoder pays for each. Then it and others like it teach the decoder: labels only say which of two
-        images of one table is better, but anchors meet images of any kind. Without a trained probe the
-        labels do.
+        the decoder pays for each. Then it teaches the decoder: labels only say which of two images of one
+        table is better, but anchors meet images of any kind. Without a trained probe the labels do.
         """
         rate = self.encoder_rate
         taught = self.distil and self.probe_epochs + self.encoder_epochs > 0
+        decoder: dict[Module, float] = {"decoder": self.decoder_rate}
         return (
             Phase("probe", self.probe_epochs, {"abstractor": 1e-3, "probe": 3e-3}),
             Phase(
@@ -100,7 +97,7 @@ class Recipe:
             Phase(
                 "decoder",
                 self.decoder_epochs,
-                {"abstractor": 1e-4, "decoder": self.decoder_rate},
+                decoder if taught else {"abstractor": 1e-4, **decoder},
                 taught,
             ),
         )
