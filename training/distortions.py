@@ -66,14 +66,14 @@ def color_noise(pixels: Pixels, deviation: float, generator: np.random.Generator
 def correlated_noise(pixels: Pixels, deviation: float, generator: np.random.Generator) -> Pixels:
     """Adds noise whose neighbouring pixels are alike, as enlarged grain is."""
     noise = blurred(noise_like(pixels, generator), 1.2)
-    return pixels + deviation * noise / max(noise.std(), FAINTEST)
+    return np.asarray(pixels + deviation * noise / max(noise.std(), FAINTEST), dtype=np.float32)
 
 
 def high_frequency_noise(pixels: Pixels, deviation: float, generator: np.random.Generator) -> Pixels:
     """Adds noise without its low frequencies."""
     noise = noise_like(pixels, generator)
     noise -= blurred(noise, 1.0)
-    return pixels + deviation * noise / max(noise.std(), FAINTEST)
+    return np.asarray(pixels + deviation * noise / max(noise.std(), FAINTEST), dtype=np.float32)
 
 
 def impulse_noise(pixels: Pixels, share: float, generator: np.random.Generator) -> Pixels:
