@@ -15,7 +15,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from compare2score import Scorer
 from compare2score.bundle import open_bundle, write_bundle
 from compare2score.errors import ExportError
-from compare2score.export.float_graph import read_float_graph, to_float
+from compare2score.export.float_graph import read_float_graph, save_graph, to_float
 
 GRAPHS = ("vision", "prefix", "decoder")
 
@@ -40,7 +40,7 @@ def floats(embedded, tmp_path_factory):
     graphs = folder / "graphs"
     graphs.mkdir()
     for graph in GRAPHS:
-        ir.save(read_float_graph(embedded.graph(graph)), graphs / f"{graph}.onnx")
+        save_graph(read_float_graph(embedded.graph(graph)), graphs / f"{graph}.onnx")
     return write_bundle(folder / "bundle", embedded.manifest, graphs, embedded.anchors)
 
 

@@ -29,7 +29,7 @@ def corpus(tmp_path, texture) -> Corpus:
         path = tmp_path / f"{i}.bmp"
         Image.fromarray(texture(i)[: 64 - 4 * (i % 3)]).save(path)
         items.append(Item(path))
-    items.append(Item(tmp_path / "0.bmp", "white_noise", 2, seed=1))
+    items.append(Item(tmp_path / "0.bmp", "gaussian_noise", 2, seed=1))
     return Corpus(tuple(items), ())
 
 
