@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 from compare2score.errors import LabelError
+
+
+class Rated(Protocol):
+    """Images that people rated: a label table, or a part of what a comparator is trained on."""
+
+    @property
+    def mos(self) -> NDArray[np.float64]:
+        """Mean opinion scores [N]."""
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Their standard deviations [N], the same number everywhere where none were given."""
+
+    @property
+    def has_std(self) -> bool:
+        """Whether deviations were given."""
+
+
+def choose_anchors(rated: Rated, intervals: int = 5, per_interval: int = 1) -> NDArray[np.intp]:
+    """Indices of rated images to compare with, by `select_anchors`. Raises LabelError."""
+    return select_anchors(rated.mos, rated.std if rated.has_std else None, intervals, per_interval)
 
 
 def select_anchors(

@@ -18,21 +18,15 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from compare2score.anchors.select import select_anchors
+from compare2score.anchors.select import choose_anchors
 from compare2score.benchmarks.record import RESULTS, write_record
 from compare2score.comparator.decoder import Comparison
 from compare2score.comparator.efficientnet_lite import LITE2_STAGES
 from compare2score.comparator.nano import NanoComparator
-from compare2score.comparison import (
-    comparison_probability,
-    extend_preference_matrix,
-    symmetric_preference_matrix,
-)
 from compare2score.pipelines.correlation import srcc
-from compare2score.thurstone import MapEstimate, map_estimate
 from compare2score.training.corpus import Corpus, Part, read_corpus
 from compare2score.training.features import FrozenFeatures, cached_features
-from compare2score.training.finetune import Finetuner
+from compare2score.training.finetune import Finetuner, estimate_against
 from compare2score.training.nano import calibrate_abstractor, keep_freed_memory
 from compare2score.training.pretrained import pretrained_nano
 from compare2score.training.recipe import Recipe
@@ -93,23 +87,9 @@ def tokens(model: NanoComparator, features: FrozenFeatures, items: NDArray[np.in
         return model.abstractor(torch.from_numpy(features.statistics[0, items]))  # type: ignore[no-any-return]
 
 
-def estimates(model: NanoComparator, anchors: torch.Tensor, images: torch.Tensor) -> MapEstimate:
-    """MAP estimates of images [N, T, D] against anchors [A, T, D], as the runtime makes them."""
-    config = model.config
-
-    def probabilities(second: torch.Tensor) -> Array:
-        logits = torch.cat([model.compare(chunk, keys, values) for chunk in torch.split(second, 32)])
-        return comparison_probability(logits.numpy(), config.level_weights, config.temperature)
-
-    with torch.inference_mode():
-        keys, values = model.prefix(anchors)
-        matrix = symmetric_preference_matrix(probabilities(anchors))
-        return map_estimate(extend_preference_matrix(matrix, probabilities(images)))
-
-
 def chosen(part: Part, intervals: int = 5, per_interval: int = 1) -> NDArray[np.intp]:
     """Corpus indices of a part's anchors."""
-    return part.items[select_anchors(part.mos, part.std if part.has_std else None, intervals, per_interval)]
+    return part.items[choose_anchors(part, intervals, per_interval)]
 
 
 def probe_phase(data: Data, template: NanoComparator, seed: int, folder: Path) -> Finetuner:
@@ -167,7 +147,7 @@ def decoder_srcc(data: Data, model: NanoComparator, anchors: torch.Tensor) -> di
     """SRCC of MAP scores against the same anchors, by test table."""
     found = {}
     for part in data.test.parts:
-        q = estimates(model, anchors, data.test_tokens(model, part.items)).q[:, -1]
+        q = estimate_against(model, anchors, data.test_tokens(model, part.items)).q[:, -1]
         found[part.name] = srcc(q, part.mos)
     return found
 
@@ -196,7 +176,7 @@ def anchor_rows(data: Data, model: NanoComparator) -> list[dict[str, Any]]:
         anchors = tokens(model, data.features, items)
         row: dict[str, Any] = {"anchors": name, "srcc": {}, "cover": {}}
         for part in data.test.parts:
-            found = estimates(model, anchors, data.test_tokens(model, part.items))
+            found = estimate_against(model, anchors, data.test_tokens(model, part.items))
             q, std = found.q[:, -1], found.std[:, -1]
             row["srcc"][part.name] = srcc(q, part.mos)
             row["cover"][part.name] = interval_cover(q, std, part.mos)

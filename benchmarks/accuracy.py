@@ -21,7 +21,7 @@ from compare2score.benchmarks.distorted import scored_versions, summary
 from compare2score.benchmarks.record import RESULTS, write_record
 from compare2score.errors import ImageError
 from compare2score.pipelines.correlation import plcc, srcc
-from compare2score.pipelines.evaluate import evaluate_table, image_paths, score_table
+from compare2score.pipelines.evaluate import ScoredTable, evaluate_table, image_paths, score_table
 from compare2score.training.distortions import split_photographs
 from compare2score.training.labels import LabelTable, read_labels
 
@@ -35,12 +35,17 @@ def agreement(scores: NDArray[np.float64], mos: NDArray[np.float64]) -> dict[str
     return {"srcc": srcc(scores, mos), "plcc": plcc(scores, mos)}
 
 
-def comparator_agreement(scorer: Scorer, labels: LabelTable) -> dict[str, float]:
-    """SRCC and PLCC as `c2s eval` measures them. Raises the first ImageError."""
+def scored_rows(scorer: Scorer, labels: LabelTable) -> ScoredTable:
+    """The scores of a table's images. Raises the first ImageError: a report leaves no row out."""
     scored = score_table(labels, scorer.score_many(image_paths(labels)))
     for error in scored.errors.values():
         raise error
-    found = evaluate_table([scored], resamples=0).whole.agreements[0].statistics
+    return scored
+
+
+def comparator_agreement(scorer: Scorer, labels: LabelTable) -> dict[str, float]:
+    """SRCC and PLCC as `c2s eval` measures them. Raises the first ImageError."""
+    found = evaluate_table([scored_rows(scorer, labels)], resamples=0).whole.agreements[0].statistics
     return {name: found[name].value for name in ("srcc", "plcc")}
 
 

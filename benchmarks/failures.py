@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from compare2score import Scorer
+from compare2score.benchmarks.accuracy import scored_rows
 from compare2score.benchmarks.record import RESULTS, write_record
 from compare2score.decode import load_image
-from compare2score.pipelines.evaluate import image_paths, score_table
 from compare2score.training.labels import LabelTable, read_labels
 
 WORST = 10
@@ -27,9 +27,7 @@ def worst(scorer: Scorer, labels: LabelTable) -> list[dict[str, Any]]:
 
     Ranks are in percent, 100 the best.
     """
-    scored = score_table(labels, scorer.score_many(image_paths(labels)))
-    for error in scored.errors.values():
-        raise error
+    scored = scored_rows(scorer, labels)
     people, scores = (100 * rankdata(values) / len(labels) for values in (labels.mos, scored.q))
     order = np.argsort(-np.abs(people - scores), kind="stable")[:WORST]
     return [

@@ -20,7 +20,7 @@ import typer
 from matplotlib.figure import Figure
 
 from compare2score import Scorer
-from compare2score.anchors.select import select_anchors
+from compare2score.anchors.select import choose_anchors
 from compare2score.benchmarks.accuracy import comparator_agreement
 from compare2score.benchmarks.record import RESULTS, write_record
 from compare2score.comparator.nano import NanoComparator
@@ -37,7 +37,7 @@ def exported(checkpoint: Path, size: int, precision: Precision, table: LabelTabl
     model = NanoComparator.load(checkpoint)
     model.config = replace(model.config, image=replace(model.config.image, size=size))
     paths = image_paths(table)
-    anchors = [paths[row] for row in select_anchors(table.mos, table.std if table.has_std else None)]
+    anchors = [paths[row] for row in choose_anchors(table)]
     export_bundle(model, out, precision, anchors, calibration=spaced(paths))
     return Scorer(out)
 

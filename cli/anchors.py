@@ -11,9 +11,6 @@ from compare2score.cli.console import print_json
 from compare2score.cli.options import Json, ManyValues, examples
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from compare2score.training.labels import LabelTable
 
 group = typer.Typer(help="Choose anchors, and build them into a bundle.", no_args_is_help=True)
@@ -33,8 +30,10 @@ def select(
 
     Prints their paths in order of rising quality; with --json one line each: path, mos, std and interval.
     """
+    from compare2score.anchors.select import choose_anchors
+
     table = read_table(labels, split)
-    rows = choose(table, intervals, per_interval)
+    rows = choose_anchors(table, intervals, per_interval)
     for place, row in enumerate(rows.tolist()):
         path = str(table.root / table.images[row])
         if as_json:
@@ -84,10 +83,3 @@ def read_table(labels: Path, split: str | None, std: float | None = None) -> Lab
         if table.split is None:
             return table
     return read_labels(labels, std, "train" if split is None else split)
-
-
-def choose(table: LabelTable, intervals: int = 5, per_interval: int = 1) -> NDArray[np.intp]:
-    """Rows of a table's anchors. Raises LabelError."""
-    from compare2score.anchors.select import select_anchors
-
-    return select_anchors(table.mos, table.std if table.has_std else None, intervals, per_interval)

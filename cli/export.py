@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from compare2score.cli.anchors import choose, read_table
+from compare2score.cli.anchors import read_table
 from compare2score.cli.console import print_json, print_table, remark
 from compare2score.cli.extra import extra
 from compare2score.cli.inputs import expand
@@ -147,8 +147,10 @@ def anchor_images(path: Path) -> list[Path]:
         return [Path(item.path) for item in inputs]
     if not path.exists():
         raise LabelError(f"{path} does not exist; give a label table or a folder of anchor images.")
+    from compare2score.anchors.select import choose_anchors
+
     table = read_table(table_file(path), None)
-    return [table.root / table.images[row] for row in choose(table).tolist()]
+    return [table.root / table.images[row] for row in choose_anchors(table).tolist()]
 
 
 def calibration_images(path: Path) -> list[Path]:

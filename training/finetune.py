@@ -13,7 +13,7 @@ from rich.progress import track
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from compare2score.anchors.select import select_anchors
+from compare2score.anchors.select import choose_anchors
 from compare2score.comparator.nano import NanoComparator
 from compare2score.comparison import (
     comparison_probability,
@@ -21,7 +21,7 @@ from compare2score.comparison import (
     symmetric_preference_matrix,
 )
 from compare2score.errors import LabelError
-from compare2score.thurstone import map_estimate
+from compare2score.thurstone import MapEstimate, map_estimate
 from compare2score.training.batches import PairBatch, epoch_batches, pair_batch, steps_of
 from compare2score.training.corpus import Corpus, InstructedPairs, Part
 from compare2score.training.features import FrozenFeatures, random_window
@@ -38,6 +38,26 @@ def unlabelled(sources: Sequence[Part | InstructedPairs]) -> Part:
     """All images of all sources as one part, whose labels say nothing."""
     items = np.unique(np.concatenate([source.items for source in sources]))
     return Part("all", "train", items, np.zeros(len(items)), np.ones(len(items)), False)
+
+
+@torch.inference_mode()
+def estimate_against(model: NanoComparator, anchors: Tensor, images: Tensor) -> MapEstimate:
+    """MAP estimates [N, A + 1] of images, as the runtime makes them; an image's own is its row's last.
+
+    Args:
+        model: the comparator.
+        anchors: visual tokens of the anchors, [A, T, D].
+        images: visual tokens of the images, [N, T, D].
+    """
+    config = model.config
+
+    def probabilities(second: Tensor) -> np.ndarray:
+        logits = torch.cat([model.compare(chunk, keys, values) for chunk in torch.split(second, 32)])
+        return comparison_probability(logits.cpu().numpy(), config.level_weights, config.temperature)
+
+    keys, values = model.prefix(anchors)
+    matrix = symmetric_preference_matrix(probabilities(anchors))
+    return map_estimate(extend_preference_matrix(matrix, probabilities(images)))
 
 
 class Finetuner:
@@ -71,7 +91,7 @@ class Finetuner:
     def choose_anchors(self, name: str) -> np.ndarray:
         """Corpus indices of five anchors [5] from the training images of the table called `name`."""
         source = next(part for part in self.train_parts if part.name == name)
-        return source.items[select_anchors(source.mos, source.std if source.has_std else None)]
+        return source.items[choose_anchors(source)]
 
     def begin(self, phase: Phase) -> None:
         """Makes ready what the phase trains."""
@@ -215,18 +235,8 @@ class Finetuner:
 
     def scores(self, items: np.ndarray, anchors: np.ndarray) -> np.ndarray:
         """MAP estimates q [N] of corpus items [N] against anchors, corpus items [A]."""
-        config = self.model.config
-
-        def probabilities(second: Tensor) -> np.ndarray:
-            logits = torch.cat([self.model.compare(chunk, keys, values) for chunk in torch.split(second, 32)])
-            return comparison_probability(logits.cpu().numpy(), config.level_weights, config.temperature)
-
-        anchor_tokens = self.tokens_of_all(anchors)
-        keys, values = self.model.prefix(anchor_tokens)
-        matrix = symmetric_preference_matrix(probabilities(anchor_tokens))
-        return map_estimate(extend_preference_matrix(matrix, probabilities(self.tokens_of_all(items)))).q[
-            :, -1
-        ]
+        estimate = estimate_against(self.model, self.tokens_of_all(anchors), self.tokens_of_all(items))
+        return estimate.q[:, -1]
 
     def record(self, row: Mapping[str, float | str]) -> None:
         """Logs and prints a row, and draws the learning curves anew."""

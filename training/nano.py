@@ -28,8 +28,7 @@ MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_TOP_PAD": -2, "M_MMAP_THRESHOLD": -3}
 def keep_freed_memory() -> None:
     """Has glibc keep what is freed for the next step, which else gives it back and pays for fresh pages.
 
-    A step of training on the processor takes about a quarter less time. Elsewhere than in glibc nothing is
-    changed.
+    Elsewhere than in glibc nothing is changed.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
