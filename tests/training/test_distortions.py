@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from compare2score.training.distortion_types import to_ycc
 from compare2score.training.distortions import (
     DISTORTIONS,
     STRENGTHS,
@@ -17,7 +18,6 @@ from compare2score.training.distortions import (
     distort,
     opinion,
     split_photographs,
-    to_ycc,
     versions_of,
 )
 
