@@ -61,9 +61,8 @@ ROWS = (
     Row("1 layer", layers=1),
     Row("4 layers", layers=4),
 )
-NO_DECODER = "no decoder: the probe's quality, a reading for each table"
+NO_DECODER = "no decoder: the probe's quality"
 ALONE = "no decoder, a model for each table alone"
-ONE_READING = "no decoder, one reading for both tables"
 FROZEN = "no decoder, encoder as from ImageNet"
 
 
@@ -119,11 +118,11 @@ def probe_srcc(data: Data, trained: Finetuner) -> dict[str, float]:
 def alone_srcc(data: Data, template: NanoComparator, seed: int, folder: Path) -> dict[str, float]:
     """SRCC of a probe that has seen no other table, by test table."""
     found = {}
-    for name in data.corpus.tables:
-        parts = tuple(part for part in data.corpus.parts if part.table == name)
+    for name in [part.name for part in data.test.parts]:
+        parts = tuple(part for part in data.corpus.parts if part.name == name)
         only = replace(data, corpus=replace(data.corpus, parts=parts))
         found[name] = probe_srcc(data, probe_phase(only, template, seed, folder / name))[name]
-    return {part.name: found[part.name] for part in data.test.parts}
+    return found
 
 
 def decoder_phase(data: Data, row: Row, trained: Finetuner, seed: int, folder: Path) -> NanoComparator:
@@ -154,7 +153,7 @@ def decoder_srcc(data: Data, model: NanoComparator, anchors: torch.Tensor) -> di
 
 def anchor_sets(data: Data) -> dict[str, NDArray[np.intp]]:
     """Corpus indices of anchors, by how they were chosen."""
-    parts = {part.name: part for part in data.corpus.split("train") if part.table == part.name}
+    parts = {part.name: part for part in data.corpus.split("train")}
     sets = {}
     for name, part in parts.items():
         for intervals, each in ((3, 1), (5, 1), (5, 2), (5, 3)):
@@ -211,7 +210,7 @@ def main(
     recipe, size = Recipe(), tuned.config.image.size
     corpus = read_corpus(data, photos, recipe.seed, (), std, distort_best)
     test = read_corpus(data, [], recipe.seed, (), std, splits=("test",))
-    rated = replace(corpus, parts=tuple(part for part in corpus.parts if part.table == part.name))
+    rated = replace(corpus, parts=tuple(part for part in corpus.parts if part.together == 1))
     torch.manual_seed(recipe.seed)
     imagenet = pretrained_nano(1, size)
     cached = cached_features(imagenet, corpus, recipe.frozen_stages, run / "features")
@@ -221,17 +220,13 @@ def main(
         features = kept(cache / f"{name}.npy", cached, model)
         encoders[name] = Data(rated, features, test, kept(cache / f"{name}-test.npy", test_cached, model))
     chosen_rows = ROWS[:decoders]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in (FROZEN, ALONE, ONE_READING, NO_DECODER)}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (FROZEN, ALONE, NO_DECODER)}
     found |= {row.name: [] for row in chosen_rows}
     anchor_table = anchor_rows(encoders["tuned"], tuned)
-    parts = tuple(replace(part, table="") for part in rated.parts)
-    merged = replace(encoders["tuned"], corpus=replace(rated, parts=parts))
     for seed in range(seeds):
         frozen = probe_phase(encoders["imagenet"], imagenet, seed, cache / f"runs/imagenet-{seed}")
         found[FROZEN].append(probe_srcc(encoders["imagenet"], frozen))
         found[ALONE].append(alone_srcc(encoders["tuned"], tuned, seed, cache / f"runs/alone-{seed}"))
-        one = probe_phase(merged, tuned, seed, cache / f"runs/one-{seed}")
-        found[ONE_READING].append(probe_srcc(merged, one))
         trained = probe_phase(encoders["tuned"], tuned, seed, cache / f"runs/tuned-{seed}")
         found[NO_DECODER].append(probe_srcc(encoders["tuned"], trained))
         for r, row in enumerate(chosen_rows):

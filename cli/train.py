@@ -133,7 +133,7 @@ def nano(
         ),
     ] = None,
     probe_epochs: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Epochs of the abstractor, read by a linear probe.")
+        int, typer.Option(metavar="N", min=0, help="Epochs of the abstractor, read by a probe.")
     ] = RECIPE.probe_epochs,
     encoder_epochs: Annotated[
         int, typer.Option(metavar="N", min=0, help="Epochs of the encoder's last stages, read by the probe.")

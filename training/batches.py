@@ -27,14 +27,12 @@ class PairBatch:
         items: corpus indices of the images [B].
         first, second: pairs, as indices into `items`, [P].
         targets: probability of each level of the second image, [P, 5] float32, rows sum to 1.
-        table: name of the table that the images are from, "" if from none.
     """
 
     items: NDArray[np.intp]
     first: NDArray[np.intp]
     second: NDArray[np.intp]
     targets: NDArray[np.float32]
-    table: str = ""
 
 
 def soft_levels(difference: NDArray[np.float64], sigma: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -68,7 +66,7 @@ def pair_batch(
     second = (first + np.repeat(steps, count)) % count
     difference = part.mos[members[first]] - part.mos[members[second]]
     sigma = np.hypot(part.std[members[first]], part.std[members[second]])
-    return PairBatch(part.items[members], first, second, soft_levels(difference, sigma), part.table)
+    return PairBatch(part.items[members], first, second, soft_levels(difference, sigma))
 
 
 def instructed_batch(pairs: InstructedPairs, chosen: NDArray[np.intp]) -> PairBatch:
@@ -78,7 +76,7 @@ def instructed_batch(pairs: InstructedPairs, chosen: NDArray[np.intp]) -> PairBa
     )
     first, second = places.reshape(2, -1)
     targets = np.eye(len(LEVELS), dtype=np.float32)[pairs.level[chosen]]
-    return PairBatch(pairs.items[images], first, second, targets, pairs.name)
+    return PairBatch(pairs.items[images], first, second, targets)
 
 
 def steps_of(source: Part | InstructedPairs, size: int) -> int:

@@ -37,9 +37,9 @@ class Item:
 class Part:
     """Images that may be compared with each other: those of one table and one split.
 
-    `mos` and `std` are float64 [N]; `items` index the corpus, [N]. `table` names the label table that the
-    images are from, "" if from none. Every `together` consecutive images are versions of one photograph,
-    which training compares with each other first of all.
+    `mos` and `std` are float64 [N]; `items` index the corpus, [N]. Every `together` consecutive images are
+    versions of one photograph, which training compares with each other first of all: 1 where people rated the
+    images themselves.
     """
 
     name: str
@@ -48,7 +48,6 @@ class Part:
     mos: NDArray[np.float64]
     std: NDArray[np.float64]
     has_std: bool
-    table: str = ""
     together: int = 1
 
 
@@ -73,12 +72,6 @@ class Corpus:
     items: tuple[Item, ...]
     parts: tuple[Part, ...]
     pairs: tuple[InstructedPairs, ...] = ()
-
-    @property
-    def tables(self) -> list[str]:
-        """Names of the tables that parts and pairs are from, in alphabetic order."""
-        named = {part.table for part in self.parts} | {pairs.name for pairs in self.pairs}
-        return sorted(named - {""})
 
     def split(self, name: str) -> tuple[Part, ...]:
         """The parts of one split ("train", "val")."""
@@ -118,7 +111,7 @@ def read_corpus(
         items.extend(new)
         return np.arange(len(items) - len(new), len(items))
 
-    def add_distorted(name: str, photos: list[Path], table: str = "") -> None:
+    def add_distorted(name: str, photos: list[Path]) -> None:
         versions = [versions_of(i, seed) for i in range(len(photos))]
         index = add(
             [
@@ -129,17 +122,17 @@ def read_corpus(
         )
         mos = np.array([opinion(*version) for photo in versions for version in photo])
         deviation = np.full(len(mos), SYNTHETIC_STD)
-        parts.append(Part(name, "train", index, mos, deviation, False, table, len(versions[0])))
+        parts.append(Part(name, "train", index, mos, deviation, False, len(versions[0])))
 
     for table in tables:
         for split in splits:
             labels = read_labels(table / "labels.csv" if table.is_dir() else table, std, split)
             index = add([Item(labels.root / image) for image in labels.images])
-            parts.append(Part(labels.name, split, index, labels.mos, labels.std, labels.has_std, labels.name))
+            parts.append(Part(labels.name, split, index, labels.mos, labels.std, labels.has_std))
     if distort_best:
         for part in [part for part in parts if part.split == "train"]:
             best = part.items[np.argsort(-part.mos, kind="stable")[:distort_best]]
-            add_distorted(f"{part.name}, distorted", [items[i].path for i in best], part.name)
+            add_distorted(f"{part.name}, distorted", [items[i].path for i in best])
     for folder in photographs:
         photos = split_photographs(folder)[0] if folder.is_dir() else []
         if not photos:

@@ -30,9 +30,6 @@ from compare2score.training.probe import QualityProbe, levels_of, ordinal_loss
 from compare2score.training.recipe import ACCOUNT, Module, Phase, Recipe, warm_cosine
 from compare2score.training.run_folder import cut_log, log_row, read_state, write_state
 
-GATE_WEIGHT = 0.3
-"""Of the probe's gate in the loss, beside the order of qualities."""
-
 
 def unlabelled(sources: Sequence[Part | InstructedPairs]) -> Part:
     """All images of all sources as one part, whose labels say nothing."""
@@ -73,9 +70,8 @@ class Finetuner:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
         torch.manual_seed(recipe.seed)
-        self.tables = corpus.tables or [""]
         tokens, width = model.config.grid**2 + 1, model.config.decoder.width
-        self.probe = QualityProbe(tokens, width, len(self.tables)).to(self.device)
+        self.probe = QualityProbe(tokens, width).to(self.device)
         self.corpus, self.cached, self.recipe, self.folder = corpus, features, recipe, folder
         self.train_parts = corpus.split("train")
         self.labelled: tuple[Part | InstructedPairs, ...] = (*self.train_parts, *corpus.pairs)
@@ -150,12 +146,8 @@ class Finetuner:
         with torch.autocast(self.device.type, torch.bfloat16):
             tokens = self.tokens(batch.items, variants, crops)
             if self.phase.probed:
-                quality, gate = self.probe.read_and_sort(tokens)
-                loss = ordinal_loss(quality[first] - quality[second], targets)
-                if batch.table in self.tables:
-                    kind = torch.full((len(gate),), self.tables.index(batch.table), device=self.device)
-                    loss = loss + GATE_WEIGHT * nn.functional.cross_entropy(gate, kind)
-                return loss
+                quality = self.probe(tokens)
+                return ordinal_loss(quality[first] - quality[second], targets)
             if self.phase.taught:
                 with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                     quality = self.probe(tokens.float())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from compare2score.training.batches import LEVEL_BORDERS
 
 TOKEN_DROPOUT = 0.3
+HIDDEN = 256
 PROBIT_AS_LOGIT = 1.702
 """The logistic function of 1.702 x is within 0.01 of the normal distribution's at x."""
 
@@ -15,27 +16,23 @@ PROBIT_AS_LOGIT = 1.702
 class QualityProbe(nn.Module):
     """One number of quality per image, in units of a pair's sigma_ij, from its visual tokens.
 
-    People judge a generated image by other things than a photograph: one linear reading of both was worse at
-    each than a reading for each. So every table has its own, and a gate learns from the tokens which table's
-    kind an image is of: the quality is the mean of the readings, weighted by the gate.
+    People judge a generated image by other things than a photograph, so that one linear reading cannot
+    follow both; a hidden layer can, without being told which kind an image is of.
     """
 
-    def __init__(self, tokens: int, width: int, tables: int) -> None:
+    def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(TOKEN_DROPOUT)
-        self.read = nn.Linear(tokens * width, tables)
-        self.gate = nn.Linear(tokens * width, tables)
+        self.read = nn.Sequential(
+            nn.Dropout(TOKEN_DROPOUT),
+            nn.Flatten(),
+            nn.Linear(tokens * width, HIDDEN),
+            nn.GELU(),
+            nn.Linear(HIDDEN, 1),
+        )
 
     def forward(self, visual_tokens: Tensor) -> Tensor:
         """Quality [N] of visual tokens [N, T, D]."""
-        return self.read_and_sort(visual_tokens)[0]
-
-    def read_and_sort(self, visual_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Quality [N], and the gate's logits [N, tables], of visual tokens [N, T, D]."""
-        flat = self.dropout(visual_tokens).flatten(1)
-        logits = self.gate(flat).float()
-        quality = (self.read(flat).float() * logits.softmax(dim=1)).sum(dim=1)
-        return quality, logits
+        return self.read(visual_tokens).float()[:, 0]  # type: ignore[no-any-return]
 
 
 def levels_of(difference: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Phase:
 
     @property
     def probed(self) -> bool:
-        """Whether a linear probe, and not the decoder, answers for the visual tokens' quality."""
+        """Whether a probe, and not the decoder, answers for the visual tokens' quality."""
         return "probe" in self.rates
 
 
@@ -63,7 +63,7 @@ class Recipe:
         seed: of batches, mirroring, distortions and untrained weights.
     """
 
-    probe_epochs: int = 8
+    probe_epochs: int = 16
     encoder_epochs: int = 5
     decoder_epochs: int = 4
     batch: int = 32
@@ -90,7 +90,7 @@ class Recipe:
         taught = self.distil and self.probe_epochs + self.encoder_epochs > 0
         decoder: dict[Module, float] = {"decoder": self.decoder_rate}
         return (
-            Phase("probe", self.probe_epochs, {"abstractor": 1e-3, "probe": 3e-3}),
+            Phase("probe", self.probe_epochs, {"abstractor": 1e-3, "probe": 1e-3}),
             Phase(
                 "encoder", self.encoder_epochs, {"encoder": rate, "abstractor": 3 * rate, "probe": 3 * rate}
             ),
