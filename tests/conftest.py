@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,10 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from compare2score.comparator.nano import NanoComparator
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One process a core: more threads only wait for each other. Before torch is imported, and for children.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GOLDEN_OWL = Path(__file__).parent / "golden" / "mplug_owl2_tiny"
 
