@@ -26,7 +26,7 @@ class Rated(Protocol):
         """Whether deviations were given."""
 
 
-def choose_anchors(rated: Rated, intervals: int = 5, per_interval: int = 1) -> NDArray[np.intp]:
+def select_anchors_of(rated: Rated, intervals: int = 5, per_interval: int = 1) -> NDArray[np.intp]:
     """Indices of rated images to compare with, by `select_anchors`. Raises LabelError."""
     return select_anchors(rated.mos, rated.std if rated.has_std else None, intervals, per_interval)
 

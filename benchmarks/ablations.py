@@ -18,13 +18,12 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from compare2score.anchors.select import choose_anchors
 from compare2score.benchmarks.record import RESULTS, write_record
 from compare2score.comparator.decoder import Comparison
 from compare2score.comparator.efficientnet_lite import LITE2_STAGES
 from compare2score.comparator.nano import NanoComparator
 from compare2score.pipelines.correlation import srcc
-from compare2score.training.corpus import Corpus, Part, read_corpus
+from compare2score.training.corpus import Corpus, read_corpus
 from compare2score.training.features import FrozenFeatures, cached_features
 from compare2score.training.finetune import Finetuner, estimate_against
 from compare2score.training.nano import calibrate_abstractor, keep_freed_memory
@@ -84,11 +83,6 @@ def tokens(model: NanoComparator, features: FrozenFeatures, items: NDArray[np.in
     """Visual tokens [N, T, D] from completed features."""
     with torch.inference_mode():
         return model.abstractor(torch.from_numpy(features.statistics[0, items]))  # type: ignore[no-any-return]
-
-
-def chosen(part: Part, intervals: int = 5, per_interval: int = 1) -> NDArray[np.intp]:
-    """Corpus indices of a part's anchors."""
-    return part.items[choose_anchors(part, intervals, per_interval)]
 
 
 def probe_phase(data: Data, template: NanoComparator, seed: int, folder: Path) -> Finetuner:
@@ -157,8 +151,8 @@ def anchor_sets(data: Data) -> dict[str, NDArray[np.intp]]:
     sets = {}
     for name, part in parts.items():
         for intervals, each in ((3, 1), (5, 1), (5, 2), (5, 3)):
-            sets[f"{intervals * each} of {name}"] = chosen(part, intervals, each)
-    sets[f"5 of each of {', '.join(parts)}"] = np.concatenate([chosen(part) for part in parts.values()])
+            sets[f"{intervals * each} of {name}"] = part.anchors(intervals, each)
+    sets[f"5 of each of {', '.join(parts)}"] = np.concatenate([part.anchors() for part in parts.values()])
     return sets
 
 
@@ -215,24 +209,29 @@ def main(
     imagenet = pretrained_nano(1, size)
     cached = cached_features(imagenet, corpus, recipe.frozen_stages, run / "features")
     test_cached = cached_features(imagenet, test, recipe.frozen_stages, cache / "test")
-    encoders = {}
-    for name, model in (("tuned", tuned), ("imagenet", imagenet)):
-        features = kept(cache / f"{name}.npy", cached, model)
-        encoders[name] = Data(rated, features, test, kept(cache / f"{name}-test.npy", test_cached, model))
+    tuned_data, imagenet_data = (
+        Data(
+            rated,
+            kept(cache / f"{name}.npy", cached, model),
+            test,
+            kept(cache / f"{name}-test.npy", test_cached, model),
+        )
+        for name, model in (("tuned", tuned), ("imagenet", imagenet))
+    )
     chosen_rows = ROWS[:decoders]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in (FROZEN, ALONE, NO_DECODER)}
     found |= {row.name: [] for row in chosen_rows}
-    anchor_table = anchor_rows(encoders["tuned"], tuned)
+    anchor_table = anchor_rows(tuned_data, tuned)
     for seed in range(seeds):
-        frozen = probe_phase(encoders["imagenet"], imagenet, seed, cache / f"runs/imagenet-{seed}")
-        found[FROZEN].append(probe_srcc(encoders["imagenet"], frozen))
-        found[ALONE].append(alone_srcc(encoders["tuned"], tuned, seed, cache / f"runs/alone-{seed}"))
-        trained = probe_phase(encoders["tuned"], tuned, seed, cache / f"runs/tuned-{seed}")
-        found[NO_DECODER].append(probe_srcc(encoders["tuned"], trained))
+        frozen = probe_phase(imagenet_data, imagenet, seed, cache / f"runs/imagenet-{seed}")
+        found[FROZEN].append(probe_srcc(imagenet_data, frozen))
+        found[ALONE].append(alone_srcc(tuned_data, tuned, seed, cache / f"runs/alone-{seed}"))
+        trained = probe_phase(tuned_data, tuned, seed, cache / f"runs/tuned-{seed}")
+        found[NO_DECODER].append(probe_srcc(tuned_data, trained))
         for r, row in enumerate(chosen_rows):
-            model = decoder_phase(encoders["tuned"], row, trained, seed, cache / f"runs/tuned-{seed}-{r}")
-            anchors = tokens(model, encoders["tuned"].features, chosen(corpus.parts[0]))
-            found[row.name].append(decoder_srcc(encoders["tuned"], model, anchors))
+            model = decoder_phase(tuned_data, row, trained, seed, cache / f"runs/tuned-{seed}-{r}")
+            anchors = tokens(model, tuned_data.features, corpus.parts[0].anchors())
+            found[row.name].append(decoder_srcc(tuned_data, model, anchors))
         results = {
             "rows": [{"name": name, "srcc": values} for name, values in found.items()],
             "settings": [asdict(row) for row in chosen_rows],

@@ -20,8 +20,8 @@ import typer
 from matplotlib.figure import Figure
 
 from compare2score import Scorer
-from compare2score.anchors.select import choose_anchors
 from compare2score.benchmarks.accuracy import comparator_agreement
+from compare2score.benchmarks.precision import anchor_paths
 from compare2score.benchmarks.record import RESULTS, write_record
 from compare2score.comparator.nano import NanoComparator
 from compare2score.export.calibration import spaced
@@ -36,9 +36,7 @@ def exported(checkpoint: Path, size: int, precision: Precision, table: LabelTabl
     """The checkpoint as a bundle for one input size, with anchors of a table."""
     model = NanoComparator.load(checkpoint)
     model.config = replace(model.config, image=replace(model.config.image, size=size))
-    paths = image_paths(table)
-    anchors = [paths[row] for row in choose_anchors(table)]
-    export_bundle(model, out, precision, anchors, calibration=spaced(paths))
+    export_bundle(model, out, precision, anchor_paths(table), calibration=spaced(image_paths(table)))
     return Scorer(out)
 
 

@@ -25,7 +25,7 @@ import typer
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from compare2score.anchors.select import choose_anchors
+from compare2score.anchors.select import select_anchors_of
 from compare2score.backends import Prefix
 from compare2score.backends.onnxruntime import OnnxRuntimeBackend, refusal
 from compare2score.backends.tensorrt_module import load_module
@@ -66,7 +66,7 @@ class AsWritten(OnnxRuntimeBackend):
 def anchor_paths(table: LabelTable) -> list[Path]:
     """The images that `c2s anchors select` chooses. Raises LabelError."""
     paths = image_paths(table)
-    return [paths[row] for row in choose_anchors(table).tolist()]
+    return [paths[row] for row in select_anchors_of(table).tolist()]
 
 
 def lowered(bundle: Bundle, precision: Precision, calibration: Calibration, folder: Path) -> Bundle:

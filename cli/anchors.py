@@ -30,10 +30,10 @@ def select(
 
     Prints their paths in order of rising quality; with --json one line each: path, mos, std and interval.
     """
-    from compare2score.anchors.select import choose_anchors
+    from compare2score.anchors.select import select_anchors_of
 
     table = read_table(labels, split)
-    rows = choose_anchors(table, intervals, per_interval)
+    rows = select_anchors_of(table, intervals, per_interval)
     for place, row in enumerate(rows.tolist()):
         path = str(table.root / table.images[row])
         if as_json:

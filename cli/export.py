@@ -147,10 +147,10 @@ def anchor_images(path: Path) -> list[Path]:
         return [Path(item.path) for item in inputs]
     if not path.exists():
         raise LabelError(f"{path} does not exist; give a label table or a folder of anchor images.")
-    from compare2score.anchors.select import choose_anchors
+    from compare2score.anchors.select import select_anchors_of
 
     table = read_table(table_file(path), None)
-    return [table.root / table.images[row] for row in choose_anchors(table).tolist()]
+    return [table.root / table.images[row] for row in select_anchors_of(table).tolist()]
 
 
 def calibration_images(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compare2score.anchors.select import select_anchors_of
 from compare2score.decode import load_image
 from compare2score.errors import LabelError
 from compare2score.training.distortions import distort, opinion, split_photographs, versions_of
@@ -49,6 +50,10 @@ class Part:
     std: NDArray[np.float64]
     has_std: bool
     together: int = 1
+
+    def anchors(self, intervals: int = 5, per_interval: int = 1) -> NDArray[np.intp]:
+        """Corpus indices [intervals * per_interval] of images to compare with. Raises LabelError."""
+        return self.items[select_anchors_of(self, intervals, per_interval)]
 
 
 @dataclass(frozen=True)

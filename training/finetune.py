@@ -13,7 +13,6 @@ from rich.progress import track
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from compare2score.anchors.select import choose_anchors
 from compare2score.comparator.nano import NanoComparator
 from compare2score.comparison import (
     comparison_probability,
@@ -80,14 +79,10 @@ class Finetuner:
                 f"Nothing given fills one batch of {recipe.batch} training images; give more images."
             )
         # Chosen before the first epoch: a table that has none should not be found out after it.
-        self.anchors = {part.name: self.choose_anchors(part.name) for part in corpus.split("val")}
+        rated = {part.name: part for part in self.train_parts}
+        self.anchors = {part.name: rated[part.name].anchors() for part in corpus.split("val")}
         self.epoch = 0
         self.begin(recipe.phase_of(0))
-
-    def choose_anchors(self, name: str) -> np.ndarray:
-        """Corpus indices of five anchors [5] from the training images of the table called `name`."""
-        source = next(part for part in self.train_parts if part.name == name)
-        return source.items[choose_anchors(source)]
 
     def begin(self, phase: Phase) -> None:
         """Makes ready what the phase trains."""
