@@ -93,6 +93,7 @@ def probe_phase(data: Data, template: NanoComparator, seed: int, folder: Path) -
     finetuner = Finetuner(
         model, data.corpus, data.features, Recipe(encoder_epochs=0, decoder_epochs=0, seed=seed), folder
     )
+    finetuner.resume()
     finetuner.run()
     model.eval()
     finetuner.probe.eval()
@@ -132,6 +133,7 @@ def decoder_phase(data: Data, row: Row, trained: Finetuner, seed: int, folder: P
     finetuner = Finetuner(model, data.corpus, data.features, recipe, folder)
     finetuner.probe.load_state_dict(trained.probe.state_dict())
     finetuner.epoch = recipe.probe_epochs
+    finetuner.resume()
     finetuner.run()
     return model.eval()
 
@@ -191,7 +193,7 @@ def main(
     run: Annotated[Path, typer.Argument(help="Folder of a whole training run.")],
     data: Annotated[list[Path], typer.Option(help="The tables it was trained on.")],
     photos: Annotated[list[Path], typer.Option(help="The photographs it was trained on.")],
-    cache: Annotated[Path, typer.Option(help="Where features are kept.")],
+    cache: Annotated[Path, typer.Option(help="Where this run's features and finished rows are kept.")],
     std: Annotated[float, typer.Option(help="As in the recipe.")] = 0.06,
     distort_best: Annotated[int, typer.Option(help="As in the recipe.")] = 60,
     seeds: Annotated[int, typer.Option(help="Of every row.")] = 3,

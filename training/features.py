@@ -83,22 +83,21 @@ def random_window(maps: Tensor, multiple: int, generator: np.random.Generator) -
 
 
 def fingerprint(model: NanoComparator, corpus: Corpus, stages: int) -> str:
-    """Hash of everything the cache depends on: images, distortions, image spec, frozen weights."""
+    """Hash of everything the cache depends on: image files, distortions, image spec, frozen weights.
+
+    A file counts by its content, so that a data set may be copied anew, and an absent one as empty.
+    """
     digest = hashlib.sha256(json.dumps([asdict(model.config.image), stages, VARIANTS]).encode())
+    contents = {
+        path: hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+        for path in {item.path for item in corpus.items}
+    }
     for item in corpus.items:
-        size = item.path.stat().st_size if item.path.exists() else -1
-        digest.update(repr((str(item.path), size, item.distortion, item.strength, item.seed)).encode())
+        digest.update(repr((contents[item.path], item.distortion, item.strength, item.seed)).encode())
     for module in (model.encoder.stem, *model.encoder.stages[:stages]):
         for value in module.state_dict().values():
             digest.update(value.numpy().tobytes())
     return digest.hexdigest()
-
-
-def modification_times(corpus: Corpus) -> str:
-    """Hash of when the corpus's files were last changed: an image may change and keep its size."""
-    paths = sorted({item.path for item in corpus.items})
-    times = [path.stat().st_mtime_ns if path.exists() else -1 for path in paths]
-    return hashlib.sha256(json.dumps(times).encode()).hexdigest()
 
 
 def pixel_batch(items: tuple[Item, ...], model: NanoComparator) -> Tensor:
@@ -113,7 +112,7 @@ def cached_features(model: NanoComparator, corpus: Corpus, stages: int, folder: 
     Raises ImageError if an image of the corpus cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {"key": fingerprint(model, corpus, stages), "modified": modification_times(corpus)}
+    state = {"key": fingerprint(model, corpus, stages)}
     count = len(corpus.items)
     with torch.inference_mode():
         feature_map, statistics = model.run_frozen(pixel_batch(corpus.items[:1], model), stages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,18 @@ def test_the_cache_is_reused_when_nothing_changed(corpus, tiny_comparator, tmp_p
     assert prepared == ["0.bmp"]  # one image tells the shapes
 
 
+def test_a_data_set_may_be_copied_anew(corpus, tiny_comparator, tmp_path, prepared):
+    first = kept(cached_features(tiny_comparator(), corpus, STAGES, tmp_path / "cache"))
+    (tmp_path / "copy").mkdir()
+    copies = [replace(item, path=tmp_path / "copy" / item.path.name) for item in corpus.items]
+    for item, copied in zip(corpus.items, copies, strict=True):
+        copied.path.write_bytes(item.path.read_bytes())
+    prepared.clear()
+    again = cached_features(tiny_comparator(), Corpus(tuple(copies), ()), STAGES, tmp_path / "cache")
+    assert kept(again) == first
+    assert prepared == ["0.bmp"]
+
+
 def test_weights_that_are_not_frozen_do_not_matter(corpus, tiny_comparator, tmp_path, prepared):
     first = kept(cached_features(tiny_comparator(), corpus, STAGES, tmp_path / "cache"))
     trained = tiny_comparator()
@@ -115,7 +128,7 @@ def change_pixels(corpus: Corpus) -> Corpus:
     pixels = np.asarray(Image.open(path))
     Image.fromarray(255 - pixels).save(path)
     assert path.stat().st_size == size
-    os.utime(path, ns=(before + 10**9, before + 10**9))  # clocks of some file systems are coarse
+    os.utime(path, ns=(before, before))
     return corpus
 
 
