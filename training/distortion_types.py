@@ -103,6 +103,13 @@ def high_frequency_noise(pixels: Pixels, deviation: float, generator: np.random.
     return np.asarray(pixels + deviation * noise / max(noise.std(), FAINTEST), dtype=np.float32)
 
 
+def masked_noise(pixels: Pixels, deviation: float, generator: np.random.Generator) -> Pixels:
+    """Adds noise where the photograph is busy, which hides it, and little where it is smooth."""
+    activity = np.sqrt(blurred((pixels - blurred(pixels, 1.0)) ** 2, 3.0))
+    noise = activity * noise_like(pixels, generator)
+    return np.asarray(pixels + deviation * noise / max(noise.std(), FAINTEST), dtype=np.float32)
+
+
 def impulse_noise(pixels: Pixels, share: float, generator: np.random.Generator) -> Pixels:
     """Sets a share of all values to black or white."""
     hit = generator.random(pixels.shape) < share
@@ -161,6 +168,29 @@ def jpeg2000(pixels: Pixels, ratio: float, _: np.random.Generator) -> Pixels:
 def noisy_compression(pixels: Pixels, quality: float, generator: np.random.Generator) -> Pixels:
     """Compresses as JPEG what is noisy already."""
     return jpeg(gaussian_noise(pixels, 12, generator), quality, generator)
+
+
+def comfort_noise(pixels: Pixels, share: float, generator: np.random.Generator) -> Pixels:
+    """Replaces a share of the fine details by noise of their strength, as a codec does that saves bits."""
+    coarse = blurred(pixels, 1.5)
+    details = pixels - coarse
+    noise = np.sqrt(blurred(details**2, 3.0)) * noise_like(pixels, generator)
+    return np.asarray(coarse + (1 - share) * details + share * noise, dtype=np.float32)
+
+
+def wavelet_errors(pixels: Pixels, share: float, generator: np.random.Generator) -> Pixels:
+    """Damages the details of a share of the squares of 32 pixels, coarse or fine ones.
+
+    They are lost, inverted or amplified, as by wrong wavelet coefficients of JPEG 2000.
+    """
+    result, side = pixels.copy(), 32
+    coarse = [blurred(pixels, sigma) for sigma in (2.0, 5.0, 10.0)]
+    corners = [(y, x) for y in range(0, pixels.shape[0], side) for x in range(0, pixels.shape[1], side)]
+    for corner in generator.permutation(corners)[: max(1, round(share * len(corners)))]:
+        place = tuple(slice(start, start + side) for start in corner)
+        kept = coarse[int(generator.integers(len(coarse)))][place]
+        result[place] = kept + generator.choice((0.0, -1.0, 2.5)) * (pixels[place] - kept)
+    return result
 
 
 def transmission_errors(pixels: Pixels, share: float, generator: np.random.Generator) -> Pixels:

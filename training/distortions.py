@@ -21,7 +21,7 @@ STRENGTHS = 5
 """Strengths run from 1 (hardly seen in the mildest types) to STRENGTHS."""
 CLEAN_OPINION = 4.65
 """Mean opinion, 1 to 5, of what KADID-10k's viewers could not tell from the clean photograph."""
-TYPES_PER_PHOTOGRAPH = 3
+TYPES_PER_PHOTOGRAPH = 5
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ DISTORTIONS: dict[str, Distortion] = {
     "high_frequency_noise": Distortion(
         types.high_frequency_noise, (6, 10, 16, 25, 40), on_kadid_scale(5.89, 5.64, 5.12, 4.16, 3.23)
     ),
+    "masked_noise": Distortion(
+        types.masked_noise, (5, 8, 12, 18, 28), on_kadid_scale(5.92, 5.79, 5.51, 5.09, 4.48)
+    ),
     "impulse_noise": Distortion(
         types.impulse_noise, (0.003, 0.008, 0.015, 0.03, 0.06), (3.58, 2.95, 2.62, 2.32, 2.15)
     ),
@@ -73,6 +76,12 @@ DISTORTIONS: dict[str, Distortion] = {
     "jpeg2000": Distortion(types.jpeg2000, (16, 32, 55, 100, 180), (4.55, 4.21, 3.40, 2.40, 1.38)),
     "noisy_compression": Distortion(
         types.noisy_compression, (60, 40, 25, 14, 7), on_kadid_scale(5.52, 5.00, 4.33, 3.53, 2.50)
+    ),
+    "comfort_noise": Distortion(
+        types.comfort_noise, (0.3, 0.45, 0.6, 0.8, 1.0), on_kadid_scale(5.88, 5.55, 5.01, 4.17, 3.31)
+    ),
+    "wavelet_errors": Distortion(
+        types.wavelet_errors, (0.02, 0.05, 0.1, 0.2, 0.4), on_kadid_scale(4.89, 4.19, 3.62, 2.97, 2.60)
     ),
     "transmission_errors": Distortion(
         types.transmission_errors, (0.03, 0.08, 0.17, 0.3, 0.5), on_kadid_scale(5.74, 5.41, 4.61, 3.88, 2.97)

@@ -10,7 +10,9 @@ from PIL import Image
 
 from compare2score.errors import LabelError
 from compare2score.training.corpus import SYNTHETIC_STD, Item, read_corpus
-from compare2score.training.distortions import UNSEEN, distort, opinion
+from compare2score.training.distortions import TYPES_PER_PHOTOGRAPH, UNSEEN, distort, opinion
+
+VERSIONS = 1 + 2 * TYPES_PER_PHOTOGRAPH
 
 ROWS = (
     ("a.png", 1.0, 0.1, "train"),
@@ -74,7 +76,7 @@ def test_photographs_are_labelled_by_what_people_think_of_their_distortion(photo
     items = [corpus.items[i] for i in part.items]
     # Of eight photographs the first and the seventh are held out.
     assert sorted({item.path.name for item in items}) == [f"{i}.png" for i in (1, 2, 3, 4, 5, 7)]
-    assert len(items) == 6 * part.together == 6 * 7
+    assert len(items) == 6 * part.together == 6 * VERSIONS
     for start in range(0, len(items), part.together):
         versions = items[start : start + part.together]
         assert len({item.path for item in versions}) == 1
@@ -95,7 +97,7 @@ def test_the_best_images_of_a_table_are_distorted_too(table):
         ("rated, distorted", "train"),
     ]
     distorted = corpus.parts[2]
-    assert [corpus.items[i].path.name for i in distorted.items] == ["e.png"] * 7 + ["d.png"] * 7
+    assert [corpus.items[i].path.name for i in distorted.items] == ["e.png"] * VERSIONS + ["d.png"] * VERSIONS
 
 
 def test_an_item_is_read_and_distorted(photographs, texture):

@@ -14,6 +14,7 @@ from compare2score.training.distortions import (
     DISTORTIONS,
     STRENGTHS,
     TRAINED,
+    TYPES_PER_PHOTOGRAPH,
     UNSEEN,
     distort,
     opinion,
@@ -113,7 +114,7 @@ def test_each_photograph_comes_clean_and_in_types_of_two_strengths_each():
     for index in range(200):
         versions = versions_of(index, seed=5)
         assert versions[0] == ("", 0)
-        assert len(set(versions)) == len(versions) == 7
+        assert len(set(versions)) == len(versions) == 1 + 2 * TYPES_PER_PHOTOGRAPH
         for (mild, weak), (severe, strong) in zip(versions[1::2], versions[2::2], strict=True):
             assert mild == severe
             assert 1 <= weak < strong <= STRENGTHS
