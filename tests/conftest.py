@@ -64,21 +64,14 @@ def tiny_comparator() -> Callable[..., NanoComparator]:
 @pytest.fixture(scope="session")
 def owl_checkpoint(tmp_path_factory) -> Path:
     """The golden mPLUG-Owl2 checkpoint with a small tokenizer of the prompt's words; copy it to change it."""
-    # Imported here: tests of the runtime run where there is neither.
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
-    from compare2score.comparator.prompt import LEVELS, text_chunks
+    # Imported here: tests of the runtime run without what it needs.
+    from compare2score.benchmarks.full_size import write_tokenizer
 
     folder = tmp_path_factory.mktemp("owl") / "checkpoint"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(GOLDEN_OWL / name, folder / name)
-    words = dict.fromkeys(" ".join([*text_chunks(), *LEVELS]).split(" "))
-    vocabulary = ["<unk>", "<s>", "</s>", "▁", *(f"▁{word}" for word in words if word)]
-    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(vocabulary)}, "<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_tokenizer(folder)
     return folder
 
 

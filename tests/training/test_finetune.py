@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from same_tensors import same_tensors
 from scipy.optimize import minimize
 from scipy.stats import norm, spearmanr
 
@@ -101,17 +102,6 @@ def trained(fresh, corpus, tmp_path_factory) -> Path:
 
 def log_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def same_tensors(a: object, b: object) -> bool:
-    """Whether two nests of dicts, lists and tensors are equal to the bit."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same_tensors(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same_tensors, a, b))
-    return a == b
 
 
 def same_runs(a: Path, b: Path) -> bool:

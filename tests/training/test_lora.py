@@ -15,6 +15,7 @@ import torch
 from chat_checkpoint import save_chat_checkpoint
 from PIL import Image, ImageFilter
 from safetensors.torch import load_file, save_file
+from same_tensors import same_tensors
 
 from compare2score.comparator import load_comparator
 from compare2score.comparator.nano import NanoComparator
@@ -236,17 +237,6 @@ def test_micro_batches_add_up_to_the_batch(bases, files, tmp_path):
     pixels = pixels_of(load_comparator(bases["owl"]), files["val"])
     a, b = (level_logits(load_comparator(merged.checkpoint), pixels) for merged in (whole, parts))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-3)  # Adam divides by small, slightly different numbers
-
-
-def same_tensors(a: object, b: object) -> bool:
-    """Whether two nests of dicts, lists and tensors are equal to the bit."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same_tensors(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same_tensors, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize(
