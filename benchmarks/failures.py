@@ -1,10 +1,11 @@
 """The images that the embedded comparator misjudges most: by name, and as pictures where they may be shown.
 
-python -m compare2score.benchmarks.failures --data DIR --data DIR --shown agiqa3k --plot docs/failures.png
+python -m compare2score.benchmarks.failures --data DIR --data DIR --shown agiqa3k --unfit images/NAME.jpg
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,11 +37,14 @@ def worst(scorer: Scorer, labels: LabelTable) -> list[dict[str, Any]]:
     ]
 
 
-def draw(folder: Path, rows: list[dict[str, Any]], out: Path) -> None:
-    """Thumbnails with both ranks."""
+def draw(folder: Path, rows: list[dict[str, Any]], unfit: Collection[str], out: Path) -> None:
+    """Thumbnails with both ranks; of images unfit to be shown, the name."""
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     for axes, row in zip(figure.subplots(2, WORST // 2).ravel(), rows, strict=True):
-        axes.imshow(load_image(folder / row["image"])[::2, ::2])
+        if row["image"] in unfit:
+            axes.text(0.5, 0.5, Path(row["image"]).name, ha="center", transform=axes.transAxes, fontsize=8)
+        else:
+            axes.imshow(load_image(folder / row["image"])[::2, ::2])
         axes.set_title(f"people {row['people']:.0f} %, score {row['score']:.0f} %", fontsize=9)
         axes.axis("off")
     figure.savefig(out, dpi=80)
@@ -49,6 +53,9 @@ def draw(folder: Path, rows: list[dict[str, Any]], out: Path) -> None:
 def main(
     data: Annotated[list[Path], typer.Option(help="Labelled folder; repeat for more.")],
     shown: Annotated[str, typer.Option(help="Name of the table whose images may be shown.")],
+    unfit: Annotated[
+        list[str] | None, typer.Option(help="Of its images, one not fit to be shown; repeat for more.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Rows to look at.")] = "test",
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder; the embedded one by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the record.")] = RESULTS,
@@ -59,7 +66,7 @@ def main(
     for folder in data:
         results[folder.name] = worst(scorer, read_labels(folder / "labels.csv", split=split))
         if folder.name == shown:
-            draw(folder, results[folder.name], plot)
+            draw(folder, results[folder.name], unfit or (), plot)
     print(write_record("failures", {"bundle": scorer.bundle.identity, "tables": results}, out))
 
 

@@ -42,7 +42,7 @@ def test_the_worst_are_those_whose_ranks_differ_most(tmp_path, monkeypatch):
     monkeypatch.setattr(failures, "WORST", 2)
     names = [f"{i}" for i in range(10)]
     for name in names:
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        Image.new("RGB", (8, 8), "red").save(tmp_path / f"{name}.png")
     rows = "\n".join(f"{name}.png,{name},test" for name in names)
     (tmp_path / "labels.csv").write_text(f"image,mos,split\n{rows}\n")
     q = {name: float(name) for name in names}
@@ -52,9 +52,13 @@ def test_the_worst_are_those_whose_ranks_differ_most(tmp_path, monkeypatch):
         {"image": "1.png", "people": 20, "score": 90},
         {"image": "8.png", "people": 90, "score": 20},
     ]
-    failures.draw(tmp_path, found, tmp_path / "worst.png")
-    with Image.open(tmp_path / "worst.png") as picture:
-        assert picture.size[0] > picture.size[1]
+    shares = []
+    for unfit in ((), ("8.png",), ("1.png", "8.png")):
+        failures.draw(tmp_path, found, unfit, tmp_path / "worst.png")
+        pixels = np.asarray(Image.open(tmp_path / "worst.png").convert("RGB"))
+        shares.append((pixels == (255, 0, 0)).all(axis=2).mean())
+    assert shares == pytest.approx([shares[0], shares[0] / 2, 0])
+    assert shares[0] > 0
 
 
 def test_the_front_is_drawn_a_panel_a_table(tmp_path):

@@ -66,21 +66,10 @@ def embedded():
     return Scorer(threads=1)
 
 
-BLURRED_BEYOND_USE = pytest.mark.xfail(
-    strict=True, reason="beyond 3 pixels the embedded comparator sees no more"
-)
-
-
-@pytest.mark.parametrize(
-    ("name", "radii"),
-    [
-        *((name, [3.0, 0.0, 8.0, 1.5]) for name in ("cat", "coffee", "rocket")),
-        ("astronaut", [3.0, 0.0, 1.5]),
-        pytest.param("astronaut", [3.0, 0.0, 8.0, 1.5], marks=BLURRED_BEYOND_USE),
-    ],
-)
-def test_a_burst_is_ordered_by_its_blur(embedded, name, radii):
+@pytest.mark.parametrize("name", ["astronaut", "cat", "coffee", "rocket"])
+def test_a_burst_is_ordered_by_its_blur(embedded, name):
     photo = Image.open(PHOTOS / f"{name}.jpg").convert("RGB")
+    radii = [3.0, 0.0, 8.0, 1.5]
     shots = [photo.filter(ImageFilter.GaussianBlur(radius)) for radius in radii]
     ranking = rank_images(embedded, list(encode_images(embedded, shots)))
     assert [radii[place.index] for place in ranking] == sorted(radii)
