@@ -43,6 +43,16 @@ def blurred(pixels: Pixels, sigma: float) -> Pixels:
     return np.asarray(ndimage.gaussian_filter(pixels, (sigma, sigma, 0)))
 
 
+def scaled_noise(pixels: Pixels, noise: Pixels, deviation: float) -> Pixels:
+    """Pixels and noise of any strength, scaled to a deviation."""
+    return np.asarray(pixels + deviation * noise / max(noise.std(), FAINTEST), dtype=np.float32)
+
+
+def local_deviation(details: Pixels) -> Pixels:
+    """How much details, whose mean is zero, deviate around every pixel."""
+    return np.asarray(np.sqrt(blurred(details**2, 3.0)))
+
+
 def picture(pixels: Pixels) -> Image.Image:
     """RGB image of pixels, rounded and clipped."""
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
@@ -93,21 +103,20 @@ def color_noise(pixels: Pixels, deviation: float, generator: np.random.Generator
 def correlated_noise(pixels: Pixels, deviation: float, generator: np.random.Generator) -> Pixels:
     """Adds noise whose neighbouring pixels are alike, as enlarged grain is."""
     noise = blurred(noise_like(pixels, generator), 1.2)
-    return np.asarray(pixels + deviation * noise / max(noise.std(), FAINTEST), dtype=np.float32)
+    return scaled_noise(pixels, noise, deviation)
 
 
 def high_frequency_noise(pixels: Pixels, deviation: float, generator: np.random.Generator) -> Pixels:
     """Adds noise without its low frequencies."""
     noise = noise_like(pixels, generator)
     noise -= blurred(noise, 1.0)
-    return np.asarray(pixels + deviation * noise / max(noise.std(), FAINTEST), dtype=np.float32)
+    return scaled_noise(pixels, noise, deviation)
 
 
 def masked_noise(pixels: Pixels, deviation: float, generator: np.random.Generator) -> Pixels:
     """Adds noise where the photograph is busy, which hides it, and little where it is smooth."""
-    activity = np.sqrt(blurred((pixels - blurred(pixels, 1.0)) ** 2, 3.0))
-    noise = activity * noise_like(pixels, generator)
-    return np.asarray(pixels + deviation * noise / max(noise.std(), FAINTEST), dtype=np.float32)
+    activity = local_deviation(pixels - blurred(pixels, 1.0))
+    return scaled_noise(pixels, activity * noise_like(pixels, generator), deviation)
 
 
 def impulse_noise(pixels: Pixels, share: float, generator: np.random.Generator) -> Pixels:
@@ -174,7 +183,7 @@ def comfort_noise(pixels: Pixels, share: float, generator: np.random.Generator) 
     """Replaces a share of the fine details by noise of their strength, as a codec does that saves bits."""
     coarse = blurred(pixels, 1.5)
     details = pixels - coarse
-    noise = np.sqrt(blurred(details**2, 3.0)) * noise_like(pixels, generator)
+    noise = local_deviation(details) * noise_like(pixels, generator)
     return np.asarray(coarse + (1 - share) * details + share * noise, dtype=np.float32)
 
 
