@@ -67,19 +67,22 @@ def evaluate_methods(
     return {"split": split, "images": len(test), "methods": methods}
 
 
+def qualities(scorer: Scorer, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+    """MAP estimates q [N] of RGB pixels [H, W, 3]. Raises the first ImageError."""
+    scores = list(scorer.score_many(images))
+    for score in scores:
+        if isinstance(score, ImageError):
+            raise score
+    return np.array([score.q for score in scores if isinstance(score, Score)])
+
+
 def evaluate_distortions(scorer: Scorer, regressors: Regressors, photos: list[Path]) -> dict[str, Any]:
     """The bundle and the regressors on the distorted versions of clean photographs."""
 
-    def comparator(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
-        scores = list(scorer.score_many(images))
-        for score in scores:
-            if isinstance(score, ImageError):
-                raise score
-        return np.array([score.q for score in scores if isinstance(score, Score)])
-
     def methods(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
         features = frozen_features(images)
-        return np.stack([comparator(images), *(predict(features) for predict in regressors.values())])
+        rest = [predict(features) for predict in regressors.values()]
+        return np.stack([qualities(scorer, images), *rest])
 
     scores = scored_versions(photos, methods)
     found = {name: summary(rows) for name, rows in zip(("comparator", *regressors), scores, strict=True)}

@@ -90,6 +90,22 @@ def ablations(record: Record) -> str:
     return markdown(["what", "seeds", *(f"{name} test SRCC, mean (spread)" for name in names)], rows)
 
 
+def seeds(record: Record) -> str:
+    """What runs of one recipe from different seeds reach."""
+    found = record["results"]["rows"]
+    names = list(found[0]["srcc"])
+    rows = [
+        [
+            str(row["seed"]),
+            *(f"{row['srcc'][name]:.3f}" for name in names),
+            *(f"{100 * row['distortions'][key]:.1f} %" for _, _, key in DISTORTION_TARGETS),
+        ]
+        for row in found
+    ]
+    labels = (label for label, _, _ in DISTORTION_TARGETS)
+    return markdown(["seed", *(f"{name} test SRCC" for name in names), *labels], rows)
+
+
 def anchor_sets(record: Record) -> str:
     """SRCC, and how often the posterior's interval holds what people say, by choice of anchors."""
     found = record["results"]["anchors"]
@@ -210,6 +226,7 @@ TABLES: dict[str, tuple[str, Callable[[Record], str]]] = {
     "footprint": ("footprint", footprint),
     "ablations": ("ablations", ablations),
     "anchor_sets": ("ablations", anchor_sets),
+    "seeds": ("seeds", seeds),
     "pareto": ("pareto", pareto),
     "failures": ("failures", failures),
     "adaptive": ("adaptive", adaptive),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 from compare2score import Score
 from compare2score.benchmarks import failures, pareto
+from compare2score.benchmarks.seeds import seeds_of
 from compare2score.benchmarks.tables import TABLES, filled
 from compare2score.training.labels import read_labels
 
@@ -78,6 +81,30 @@ def test_the_mean_over_seeds_stands_with_its_spread():
     rows = [{"name": "late", "srcc": [{"a": 0.81}, {"a": 0.85}, {"a": 0.83}]}]
     table = TABLES["ablations"][1]({"results": {"rows": rows}})
     assert "| late | 3 | 0.830 (0.810 to 0.850) |" in table
+
+
+def test_a_row_a_seed():
+    shares = {"unseen_pairs_right": 0.951, "clean_preferred": 0.99}
+    rows = [{"seed": seed, "srcc": {"a": 0.8 + seed / 100}, "distortions": shares} for seed in (0, 1)]
+    table = TABLES["seeds"][1]({"results": {"rows": rows}})
+    assert "| 0 | 0.800 | 95.1 % | 99.0 % |" in table
+    assert "| 1 | 0.810 | 95.1 % | 99.0 % |" in table
+
+
+def scorers_trained(*recipes):
+    """Stand-ins for scorers whose bundles say how they were trained."""
+    for recipe in recipes:
+        account = recipe and {"recipe": recipe, "epochs_done": 3, "data": [["a", "train", 10]]}
+        manifest = SimpleNamespace(notes={"training": account}, precision="int8")
+        yield SimpleNamespace(bundle=SimpleNamespace(folder=Path("b"), manifest=manifest))
+
+
+def test_runs_are_compared_that_differ_in_their_seed_alone():
+    assert seeds_of(list(scorers_trained({"seed": 3, "batch": 8}, {"seed": 5, "batch": 8}))) == [3, 5]
+    with pytest.raises(typer.BadParameter, match="differ in more"):
+        seeds_of(list(scorers_trained({"seed": 3, "batch": 8}, {"seed": 5, "batch": 9})))
+    with pytest.raises(typer.BadParameter, match="does not say"):
+        seeds_of(list(scorers_trained({"seed": 3, "batch": 8}, None)))
 
 
 def test_the_accuracy_page_shows_the_records():
