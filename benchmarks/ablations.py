@@ -82,7 +82,7 @@ class Data:
 def tokens(model: NanoComparator, features: FrozenFeatures, items: NDArray[np.intp]) -> torch.Tensor:
     """Visual tokens [N, T, D] from completed features."""
     with torch.inference_mode():
-        return model.abstractor(torch.from_numpy(features.statistics[0, items]))  # type: ignore[no-any-return]
+        return model.tokens_from(torch.from_numpy(features.statistics[0, items]))
 
 
 def probe_phase(data: Data, template: NanoComparator, seed: int, folder: Path) -> Finetuner:

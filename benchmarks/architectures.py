@@ -87,6 +87,10 @@ LITE2 = (
     (5, 5, 2, 6, 208),
     (1, 3, 1, 6, 352),
 )
+NANO_READERS = 2
+"""The common abstractor and one expert."""
+NANO_GATE = (4, 512)
+"""Abstracted stages that the gate reads, and its hidden width."""
 NANO_DECODER = DecoderSize(
     layers=2,
     width=576,
@@ -103,7 +107,7 @@ NANO_DECODER = DecoderSize(
 
 
 def nano(image: int = 512, stem: int = 32, decoder: DecoderSize = NANO_DECODER) -> Workload:
-    """The embedded comparator: EfficientNet-Lite2, cell statistics, two layers of SmolLM2-135M."""
+    """The embedded comparator: EfficientNet-Lite2, cell statistics, an expert, two layers of SmolLM2-135M."""
     side = image // 2
     products = [Product(side**2, 27, stem, kind="kept")]
     biases, inputs, live = stem, stem, 0
@@ -120,10 +124,17 @@ def nano(image: int = 512, stem: int = 32, decoder: DecoderSize = NANO_DECODER) 
             live = max(live, before**2 * (inputs + hidden) + side**2 * hidden)
             inputs = channels
     tokens, width = decoder.visual, decoder.width
-    features = 2 * sum(channels for *_, channels in LITE2[1:])
-    products += [Product(tokens, features, width), Product(tokens, width, width)]
-    # Standardisation of the features, two biases, positions, a norm.
-    other = biases + 2 * tokens * features + 2 * width + tokens * width + 2 * width
+    abstracted, (stages, gate_hidden) = [channels for *_, channels in LITE2[1:]], NANO_GATE
+    features = 2 * sum(abstracted)
+    products += [
+        Product(tokens, features, width, NANO_READERS),
+        Product(tokens, width, width, NANO_READERS),
+        Product(1, 2 * sum(abstracted[:stages]), gate_hidden),
+        Product(1, gate_hidden, NANO_READERS),
+    ]
+    # Of each reader: standardisation of the features, two biases, positions, a norm. The gate's biases.
+    reader = 2 * tokens * features + 2 * width + tokens * width + 2 * width
+    other = biases + NANO_READERS * reader + gate_hidden + NANO_READERS
     seen = Part(tuple(products), other, 3 * image**2 + tokens * width, live)
     return workload("nano", seen, decoder)
 

@@ -29,9 +29,7 @@ def seeds_of(scorers: Sequence[Scorer]) -> list[int]:
     seeds, others = [], []
     for scorer, account in zip(scorers, accounts, strict=True):
         if not isinstance(account, dict):
-            raise typer.BadParameter(
-                f"{scorer.bundle.folder} does not say how it was trained; export it anew."
-            )
+            raise typer.BadParameter(f"{scorer.bundle.path} does not say how it was trained; export it anew.")
         recipe = dict(account["recipe"])
         seeds.append(int(recipe.pop("seed")))
         others.append((recipe, account["epochs_done"], account["data"], scorer.bundle.manifest.precision))

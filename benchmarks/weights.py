@@ -164,11 +164,17 @@ def read_config(bundle: Bundle, graphs: Mapping[str, Constants]) -> NanoConfig:
         stem_channels=len(graphs["vision"].convolutions()[0][0]),
         stages=read_stages(graphs["vision"].convolutions()),
         grid=math.isqrt(tokens - 1),
+        experts=count_experts(graphs["vision"].named()),
         question=manifest.prompt,
         levels=manifest.levels,
         level_weights=manifest.level_weights,
         temperature=manifest.temperature,
     )
+
+
+def count_experts(named: Mapping[str, Array]) -> int:
+    """How many abstractors there are beside the common one."""
+    return sum(name.startswith("mixture.experts.") and name.endswith(".position") for name in named)
 
 
 def prefix_shape(bundle: Bundle) -> tuple[int, ...]:
@@ -224,7 +230,10 @@ def read_weights(graphs: Mapping[str, Constants]) -> dict[str, Array]:
         places |= {f"encoder.stages.{stage}.{number}.{part}": found for part, found in block.items()}
     for place, (weight, bias, _) in places.items():
         weights |= {f"{place}.weight": weight, f"{place}.bias": bias}
-    names = ["abstractor.project", "abstractor.mix"]
+    experts = [f"mixture.experts.{i}" for i in range(count_experts(weights))]
+    readers = ["abstractor", *experts]
+    gate = [f"mixture.gate.read.{layer}" for layer in (1, 4) if experts]
+    names = [*(f"{reader}.project" for reader in readers), *gate, *(f"{reader}.mix" for reader in readers)]
     weights |= by_place(names, graphs["vision"].matrices())
     layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("decoder.layers."))
     names = [f"decoder.layers.{i}.{product}" for i in range(layers) for product in LAYER_PRODUCTS]

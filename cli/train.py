@@ -122,6 +122,10 @@ def nano(
     distort_best: Annotated[
         int, typer.Option(metavar="N", min=0, help="Distort the N best images of every table, too.")
     ] = 0,
+    expert: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME...", help="Tables of another kind of images, generated ones say."),
+    ] = None,
     recipe_file: Annotated[  # noqa: ARG001  (its callback does all)
         Path | None,
         typer.Option(
@@ -138,6 +142,9 @@ def nano(
     encoder_epochs: Annotated[
         int, typer.Option(metavar="N", min=0, help="Epochs of the encoder's last stages, read by the probe.")
     ] = RECIPE.encoder_epochs,
+    expert_epochs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Epochs of the experts that --expert asks for.")
+    ] = 16,
     decoder_epochs: Annotated[
         int, typer.Option(metavar="N", min=1, help="Epochs of the decoder.")
     ] = RECIPE.decoder_epochs,
@@ -186,6 +193,7 @@ def nano(
     recipe = Recipe(
         probe_epochs=probe_epochs,
         encoder_epochs=encoder_epochs,
+        expert_epochs=expert_epochs if expert else 0,
         decoder_epochs=decoder_epochs,
         batch=batch,
         partners=partners,
@@ -198,7 +206,17 @@ def nano(
     )
     try:
         checkpoint = train_nano(
-            data or [], photos or [], out, recipe, size, layers, comparison, pairs or [], std, distort_best
+            data or [],
+            photos or [],
+            out,
+            recipe,
+            size,
+            layers,
+            comparison,
+            pairs or [],
+            std,
+            distort_best,
+            expert or [],
         )
     except KeyboardInterrupt:
         remark("Interrupted; the same command goes on after the last whole epoch.")

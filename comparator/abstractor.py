@@ -12,6 +12,10 @@ TOKEN_GAIN = 0.13
 """Initial root mean square of a visual token's entries: that of the decoder's word embeddings."""
 FEATURE_DROPOUT = 0.5
 """In training only: a few thousand rated images are soon learned by heart."""
+GATE_STAGES = 4
+"""First abstracted stages that tell kinds of images apart: traces of their making are fine ones."""
+GATE_HIDDEN = 512
+GATE_DROPOUT = 0.2
 
 
 def cell_statistics(feature_map: Tensor, grid: int) -> Tensor:
@@ -63,10 +67,62 @@ class VisualAbstractor(nn.Module):
         self.feature_mean.copy_(statistics.mean(dim=0))
         self.feature_scale.copy_(1 / statistics.std(dim=0).clamp_min(1e-3))
 
+    def standardise(self, statistics: Tensor) -> Tensor:
+        """Statistics [N, grid * grid + 1, features] in their own deviations, bounded."""
+        return ((statistics - self.feature_mean) * self.feature_scale).clamp(-8, 8)
+
     def forward(self, statistics: Tensor) -> Tensor:
         """Visual tokens [N, grid * grid + 1, D] of cell statistics [N, grid * grid + 1, features]."""
-        standard = ((statistics - self.feature_mean) * self.feature_scale).clamp(-8, 8)
-        standard = nn.functional.dropout(standard, FEATURE_DROPOUT, self.training)
+        standard = nn.functional.dropout(self.standardise(statistics), FEATURE_DROPOUT, self.training)
         hidden = self.project(standard) + self.position
         tokens: Tensor = self.norm(hidden + self.mix(nn.functional.gelu(hidden)))
         return tokens
+
+
+class KindGate(nn.Module):
+    """Tells what kind of image it is, photographs from generated ones say, by fine traces of its making."""
+
+    def __init__(self, channels: Sequence[int], kinds: int) -> None:
+        super().__init__()
+        self.features = 2 * sum(channels[:GATE_STAGES])
+        self.read = nn.Sequential(
+            nn.Dropout(GATE_DROPOUT),
+            nn.Linear(self.features, GATE_HIDDEN),
+            nn.GELU(),
+            nn.Dropout(GATE_DROPOUT),
+            nn.Linear(GATE_HIDDEN, kinds),
+        )
+
+    def select(self, standard: Tensor) -> Tensor:
+        """What the gate reads, [N, features]: the early stages' part of the whole map's row."""
+        return standard[:, -1, : self.features]
+
+    def forward(self, standard: Tensor) -> Tensor:
+        """Logits [N, kinds] of standardised statistics [N, grid * grid + 1, features]."""
+        return self.read(self.select(standard))  # type: ignore[no-any-return]
+
+
+class ExpertAbstractor(nn.Module):
+    """Mixture of abstractors (Jacobs et al. 1991): a common one, and one for each kind that is set apart.
+
+    People judge generated images by other things than photographs; one abstractor that learns both is worse
+    at either. A gate weighs the abstractors' visual tokens.
+    """
+
+    def __init__(self, channels: Sequence[int], grid: int, width: int, experts: int) -> None:
+        super().__init__()
+        self.gate = KindGate(channels, 1 + experts)
+        self.experts = nn.ModuleList(VisualAbstractor(channels, grid, width) for _ in range(experts))
+
+    def calibrate(self, statistics: Tensor) -> None:
+        """Calibrates every expert, see `VisualAbstractor.calibrate`."""
+        for expert in self.experts:
+            assert isinstance(expert, VisualAbstractor)
+            expert.calibrate(statistics)
+
+    def forward(self, common: VisualAbstractor, statistics: Tensor) -> Tensor:
+        """Visual tokens [N, grid * grid + 1, D] of cell statistics [N, grid * grid + 1, features]."""
+        shares = self.gate(common.standardise(statistics)).softmax(dim=1)
+        tokens = torch.stack([reader(statistics) for reader in (common, *self.experts)], dim=1)
+        mixed: Tensor = (shares[:, :, None, None] * tokens).sum(dim=1)
+        return mixed

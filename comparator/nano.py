@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compare2score.comparator.abstractor import VisualAbstractor, cell_statistics
+from compare2score.comparator.abstractor import ExpertAbstractor, VisualAbstractor, cell_statistics
 from compare2score.comparator.comparator import ComparatorSpec
 from compare2score.comparator.decoder import Comparison, ComparisonDecoder, DecoderConfig
 from compare2score.comparator.efficientnet_lite import (
@@ -53,6 +53,8 @@ class NanoConfig:
     stem_channels: int = LITE2_STEM_CHANNELS
     stages: tuple[Stage, ...] = LITE2_STAGES
     grid: int = 2
+    experts: int = 0
+    """Kinds of images that have an abstractor of their own, which a gate chooses."""
     question: str = QUESTION
     levels: tuple[str, ...] = LEVELS
     level_weights: tuple[float, ...] = LEVEL_WEIGHTS
@@ -98,6 +100,11 @@ class NanoComparator(nn.Module):
         self.abstractor = VisualAbstractor(channels, config.grid, config.decoder.width)
         first, second, closing = (len(ids) for ids in config.prompt_ids)
         self.decoder = ComparisonDecoder(config.decoder, (first, second, closing), config.grid**2 + 1)
+        self.mixture = (
+            ExpertAbstractor(channels, config.grid, config.decoder.width, config.experts)
+            if config.experts
+            else None
+        )
 
     @property
     def spec(self) -> ComparatorSpec:
@@ -141,7 +148,13 @@ class NanoComparator(nn.Module):
 
     def encode_from(self, feature_map: Tensor, statistics: Tensor, stages: int) -> Tensor:
         """Visual tokens [N, T, D] from what `run_frozen` returned for the same `stages`."""
-        return self.abstractor(self.statistics_from(feature_map, statistics, stages))  # type: ignore[no-any-return]
+        return self.tokens_from(self.statistics_from(feature_map, statistics, stages))
+
+    def tokens_from(self, statistics: Tensor) -> Tensor:
+        """Visual tokens [N, T, D] from the statistics of all stages, [N, cells + 1, features]."""
+        if self.mixture is None:
+            return self.abstractor(statistics)  # type: ignore[no-any-return]
+        return self.mixture(self.abstractor, statistics)  # type: ignore[no-any-return]
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Visual tokens [N, T, D] of preprocessed images [N, 3, S, S]."""

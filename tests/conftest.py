@@ -33,7 +33,7 @@ def tiny_comparator() -> Callable[..., NanoComparator]:
     from compare2score.comparator.efficientnet_lite import Stage
     from compare2score.comparator.nano import NanoComparator, NanoConfig, default_image_spec
 
-    def make(comparison: str = "late", seed: int = 0) -> NanoComparator:
+    def make(comparison: str = "late", seed: int = 0, experts: int = 0) -> NanoComparator:
         torch.set_num_threads(1)
         config = NanoConfig(
             decoder=DecoderConfig(
@@ -44,6 +44,7 @@ def tiny_comparator() -> Callable[..., NanoComparator]:
             image=default_image_spec(64),
             stem_channels=8,
             stages=(Stage(1, 3, 1, 1, 8), Stage(1, 3, 2, 2, 8), Stage(1, 5, 2, 2, 16), Stage(1, 3, 2, 2, 16)),
+            experts=experts,
         )
         generator = torch.Generator().manual_seed(seed)
         model = NanoComparator(config)

@@ -40,7 +40,7 @@ class Part:
 
     `mos` and `std` are float64 [N]; `items` index the corpus, [N]. Every `together` consecutive images are
     versions of one photograph, which training compares with each other first of all: 1 where people rated the
-    images themselves.
+    images themselves. `kind` is 0 where the images have no expert, else the number of theirs, from 1.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Part:
     std: NDArray[np.float64]
     has_std: bool
     together: int = 1
+    kind: int = 0
 
     def anchors(self, intervals: int = 5, per_interval: int = 1) -> NDArray[np.intp]:
         """Corpus indices [intervals * per_interval] of images to compare with. Raises LabelError."""
@@ -91,6 +92,7 @@ def read_corpus(
     std: float | None = None,
     distort_best: int = 0,
     splits: Sequence[str] = ("train", "val"),
+    expert: Sequence[str] = (),
 ) -> Corpus:
     """Reads label tables (rows of the named splits), and clean photographs and instructions (train only).
 
@@ -105,6 +107,7 @@ def read_corpus(
         std: standard deviation for tables that state none, see `read_labels`.
         distort_best: how many of every table's best training images are distorted like clean photographs.
         splits: of the tables, in the corpus's order.
+        expert: names of tables whose images are a kind of their own.
 
     Raises:
         LabelError: a table, file or folder cannot be used, or two have the same name.
@@ -116,7 +119,7 @@ def read_corpus(
         items.extend(new)
         return np.arange(len(items) - len(new), len(items))
 
-    def add_distorted(name: str, photos: list[Path]) -> None:
+    def add_distorted(name: str, photos: list[Path], kind: int = 0) -> None:
         versions = [versions_of(i, seed) for i in range(len(photos))]
         index = add(
             [
@@ -127,17 +130,21 @@ def read_corpus(
         )
         mos = np.array([opinion(*version) for photo in versions for version in photo])
         deviation = np.full(len(mos), SYNTHETIC_STD)
-        parts.append(Part(name, "train", index, mos, deviation, False, len(versions[0])))
+        parts.append(Part(name, "train", index, mos, deviation, False, len(versions[0]), kind))
 
     for table in tables:
         for split in splits:
             labels = read_labels(table / "labels.csv" if table.is_dir() else table, std, split)
             index = add([Item(labels.root / image) for image in labels.images])
-            parts.append(Part(labels.name, split, index, labels.mos, labels.std, labels.has_std))
+            kind = 1 + list(expert).index(labels.name) if labels.name in expert else 0
+            parts.append(Part(labels.name, split, index, labels.mos, labels.std, labels.has_std, kind=kind))
+    missing = sorted(set(expert) - {part.name for part in parts})
+    if missing:
+        raise LabelError(f"No table is called {missing[0]!r}, which should have an expert; name a table.")
     if distort_best:
         for part in [part for part in parts if part.split == "train"]:
             best = part.items[np.argsort(-part.mos, kind="stable")[:distort_best]]
-            add_distorted(f"{part.name}, distorted", [items[i].path for i in best])
+            add_distorted(f"{part.name}, distorted", [items[i].path for i in best], part.kind)
     for folder in photographs:
         photos = split_photographs(folder)[0] if folder.is_dir() else []
         if not photos:

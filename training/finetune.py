@@ -24,6 +24,7 @@ from compare2score.thurstone import MapEstimate, map_estimate
 from compare2score.training.batches import PairBatch, epoch_batches, pair_batch, steps_of
 from compare2score.training.corpus import Corpus, InstructedPairs, Part
 from compare2score.training.features import FrozenFeatures, random_window
+from compare2score.training.gate import train_gate
 from compare2score.training.learning_curve import plot_log
 from compare2score.training.probe import QualityProbe, levels_of, ordinal_loss
 from compare2score.training.recipe import ACCOUNT, Module, Phase, Recipe, warm_cosine
@@ -81,13 +82,19 @@ class Finetuner:
         # Chosen before the first epoch: a table that has none should not be found out after it.
         rated = {part.name: part for part in self.train_parts}
         self.anchors = {part.name: rated[part.name].anchors() for part in corpus.split("val")}
+        self.kinds = np.zeros(len(corpus.items), dtype=np.intp)
+        for part in corpus.parts:
+            self.kinds[part.items] = part.kind
         self.epoch = 0
+        self.completed: FrozenFeatures | None = None
         self.begin(recipe.phase_of(0))
 
     def begin(self, phase: Phase) -> None:
         """Makes ready what the phase trains."""
         self.phase = phase
         self.sources = (unlabelled(self.labelled),) if phase.taught else self.labelled
+        if phase.expert:
+            self.sources = tuple(part for part in self.train_parts if part.kind)
         self.steps_per_epoch = sum(steps_of(source, self.recipe.batch) for source in self.sources)
         modules: dict[Module, nn.Module] = {
             "encoder": self.model.encoder,
@@ -95,6 +102,9 @@ class Finetuner:
             "probe": self.probe,
             "decoder": self.model.decoder,
         }
+        if self.model.mixture is not None:
+            modules["experts"] = self.model.mixture.experts
+            self.model.mixture.gate.requires_grad_(False)
         for name, module in modules.items():
             module.requires_grad_(name in phase.rates)
         for frozen in (self.model.encoder.stem, *self.model.encoder.stages[: self.recipe.frozen_stages]):
@@ -108,7 +118,8 @@ class Finetuner:
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
-        self.completed: FrozenFeatures | None = None
+        if "encoder" in phase.rates:
+            self.completed = None
 
     @property
     def features(self) -> FrozenFeatures:
@@ -126,11 +137,20 @@ class Finetuner:
     def tokens(
         self, items: np.ndarray, variants: np.ndarray, crops: np.random.Generator | None = None
     ) -> Tensor:
-        """Visual tokens [B, T, D] of corpus items, from cached features, cropped by `crops` if given."""
+        """Visual tokens [B, T, D] of corpus items, from cached features, cropped by `crops` if given.
+
+        An expert learns from images that are all of its kind, and need no gate.
+        """
         maps, statistics = self.features.of(items, variants, self.device)
         if crops is not None:
             maps = random_window(maps, self.model.cell_multiple(self.features.stages), crops)
-        return self.model.encode_from(maps.to(torch.bfloat16), statistics, self.features.stages)
+        statistics = self.model.statistics_from(maps.to(torch.bfloat16), statistics, self.features.stages)
+        if self.phase.common:
+            return self.model.abstractor(statistics)  # type: ignore[no-any-return]
+        if self.phase.expert and self.model.training:
+            assert self.model.mixture is not None
+            return self.model.mixture.experts[self.kinds[items[0]] - 1](statistics)  # type: ignore[no-any-return]
+        return self.model.tokens_from(statistics)
 
     def loss(
         self, batch: PairBatch, variants: np.ndarray, crops: np.random.Generator | None = None
@@ -162,7 +182,19 @@ class Finetuner:
             phase = self.recipe.phase_of(self.epoch)
             if phase != self.phase:
                 self.begin(phase)
+                if phase.expert:
+                    self.train_gate()
             self.run_epoch()
+
+    def train_gate(self) -> None:
+        """Trains the experts' gate on all images that training sees."""
+        assert self.model.mixture is not None
+        gate = self.model.mixture.gate
+        items = unlabelled(self.train_parts).items
+        statistics = torch.from_numpy(self.features.statistics[:, items]).to(self.device)
+        with torch.inference_mode():
+            chosen = [gate.select(self.model.abstractor.standardise(view)) for view in statistics]
+        train_gate(gate, torch.stack(chosen).clone(), self.kinds[items], self.recipe.seed)
 
     def run_epoch(self) -> None:
         """Trains one epoch of the phase that was begun."""

@@ -48,6 +48,7 @@ def train_nano(
     instructions: Sequence[Path] = (),
     std: float | None = None,
     distort_best: int = 0,
+    expert: Sequence[str] = (),
 ) -> Path:
     """Trains a nano comparator, or goes on with a run that was interrupted.
 
@@ -62,6 +63,7 @@ def train_nano(
         instructions: files of comparative instructions to train on, too.
         std: standard deviation of opinions in tables that state none, see `read_labels`.
         distort_best: how many of every table's best images are distorted, too.
+        expert: names of tables whose images are a kind of their own and get an expert.
 
     Returns:
         The checkpoint's folder.
@@ -72,8 +74,8 @@ def train_nano(
     out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     torch.manual_seed(recipe.seed)
-    corpus = read_corpus(tables, photographs, recipe.seed, instructions, std, distort_best)
-    model = pretrained_nano(layers, size, comparison)
+    corpus = read_corpus(tables, photographs, recipe.seed, instructions, std, distort_best, expert=expert)
+    model = pretrained_nano(layers, size, comparison, len(expert))
     features = cached_features(model, corpus, recipe.frozen_stages, out / "features")
     calibrate_abstractor(model, features)
     finetuner = Finetuner(model, corpus, features, recipe, out)
@@ -84,10 +86,12 @@ def train_nano(
 
 @torch.no_grad()
 def calibrate_abstractor(model: NanoComparator, features: FrozenFeatures) -> None:
-    """Standardises the abstractor's input by what the untrained encoder shows on a sample of the corpus."""
+    """Standardises the abstractors' input by what the untrained encoder shows on a sample of the corpus."""
     items = np.unique(np.linspace(0, features.statistics.shape[1] - 1, CALIBRATION_IMAGES).astype(np.intp))
     rows = []
     for chunk in np.array_split(items, max(1, len(items) // 16)):
         maps, statistics = features.of(chunk, np.zeros(len(chunk), dtype=np.intp), torch.device("cpu"))
         rows.append(model.statistics_from(maps.float(), statistics, features.stages))
     model.abstractor.calibrate(torch.cat(rows))
+    if model.mixture is not None:
+        model.mixture.calibrate(torch.cat(rows))

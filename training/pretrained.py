@@ -65,13 +65,16 @@ def read_smollm2(layers: int, comparison: Comparison) -> tuple[Any, Any, Decoder
     return language_model, tokenizer, config
 
 
-def pretrained_nano(layers: int = 2, size: int = 384, comparison: Comparison = "late") -> NanoComparator:
+def pretrained_nano(
+    layers: int = 2, size: int = 384, comparison: Comparison = "late", experts: int = 0
+) -> NanoComparator:
     """A nano comparator with ImageNet's encoder, SmolLM2's first `layers` layers and an untrained abstractor.
 
     Args:
         layers: decoder layers kept.
         size: side of the input square in pixels, a multiple of 64.
         comparison: "late" or "causal", see `compare2score.comparator.decoder`.
+        experts: untrained abstractors for kinds of images.
 
     Raises:
         CheckpointError: the pretrained parts are not installed, or do not come in this size.
@@ -87,6 +90,7 @@ def pretrained_nano(layers: int = 2, size: int = 384, comparison: Comparison = "
         prompt_ids=prompt.texts,
         level_ids=prompt.level_ids,
         image=replace(default_image_spec(), size=size),
+        experts=experts,
     )
     model = NanoComparator(config)
     load_imagenet_weights(model.encoder, torch.load(encoder_file, weights_only=True))

@@ -9,7 +9,7 @@ from typing import Literal
 ACCOUNT = "training.json"
 """Beside a checkpoint's weights: how it was trained, for the manifest of what is exported from it."""
 
-Module = Literal["encoder", "abstractor", "probe", "decoder"]
+Module = Literal["encoder", "abstractor", "probe", "experts", "decoder"]
 Adapted = Literal["decoder", "all"]
 
 
@@ -40,7 +40,17 @@ class Phase:
     @property
     def probed(self) -> bool:
         """Whether a probe, and not the decoder, answers for the visual tokens' quality."""
-        return "probe" in self.rates
+        return "decoder" not in self.rates
+
+    @property
+    def common(self) -> bool:
+        """Whether the common abstractor alone makes the visual tokens: its experts are untrained yet."""
+        return self.probed and not self.expert
+
+    @property
+    def expert(self) -> bool:
+        """Whether experts are trained."""
+        return "experts" in self.rates
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,8 @@ class Recipe:
     Attributes:
         probe_epochs: of the first phase, in which the encoder keeps its weights.
         encoder_epochs: of the second phase, which tunes the encoder's last stages.
-        decoder_epochs: of the third phase, which trains the decoder on what the encoder now sees.
+        expert_epochs: of the third phase, which trains the experts of kinds of images, where there are any.
+        decoder_epochs: of the last phase, which trains the decoder on what the encoder now sees.
         batch: images a step, all of one part of the corpus.
         partners: how often the decoder compares each image of a batch as the first, and as the second.
         frozen_stages: encoder stages, from the first, that always keep their weights and are cached.
@@ -65,6 +76,7 @@ class Recipe:
 
     probe_epochs: int = 16
     encoder_epochs: int = 5
+    expert_epochs: int = 0
     decoder_epochs: int = 4
     batch: int = 32
     partners: int = 2
@@ -83,7 +95,8 @@ class Recipe:
 
         An untrained head's gradients tear pretrained features apart: a few thousand images do not mend them.
         The probe is thrown away in the end. It teaches the encoder by all pairs of a batch at no cost, where
-        the decoder pays for each. Then it teaches the decoder: labels only say which of two images of one
+        the decoder pays for each. An expert learns what the same probe should read in images of its kind,
+        their opinions alone. Then the probe teaches the decoder: labels only say which of two images of one
         table is better, but anchors meet images of any kind. Without a trained probe the labels do.
         """
         rate = self.encoder_rate
@@ -94,6 +107,7 @@ class Recipe:
             Phase(
                 "encoder", self.encoder_epochs, {"encoder": rate, "abstractor": 3 * rate, "probe": 3 * rate}
             ),
+            Phase("experts", self.expert_epochs, {"experts": 1e-3}),
             Phase(
                 "decoder",
                 self.decoder_epochs,

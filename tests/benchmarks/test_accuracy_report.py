@@ -96,7 +96,7 @@ def scorers_trained(*recipes):
     for recipe in recipes:
         account = recipe and {"recipe": recipe, "epochs_done": 3, "data": [["a", "train", 10]]}
         manifest = SimpleNamespace(notes={"training": account}, precision="int8")
-        yield SimpleNamespace(bundle=SimpleNamespace(folder=Path("b"), manifest=manifest))
+        yield SimpleNamespace(bundle=SimpleNamespace(path=Path("b"), manifest=manifest))
 
 
 def test_runs_are_compared_that_differ_in_their_seed_alone():

@@ -18,10 +18,10 @@ def pixels() -> torch.Tensor:
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("comparison", ["late", "causal"])
+@pytest.mark.parametrize(("comparison", "experts"), [("late", 0), ("causal", 0), ("late", 2)])
 @torch.inference_mode()
-def test_a_saved_comparator_is_read_back_to_the_bit(tiny_comparator, pixels, tmp_path, comparison):
-    model = tiny_comparator(comparison)
+def test_a_saved_comparator_is_read_back_to_the_bit(tiny_comparator, pixels, tmp_path, comparison, experts):
+    model = tiny_comparator(comparison, experts=experts)
     model.save(tmp_path / "new" / "checkpoint")
     read = NanoComparator.load(tmp_path / "new" / "checkpoint")
     assert read.config == model.config
@@ -52,6 +52,28 @@ def test_an_images_tokens_do_not_depend_on_its_batch(tiny_comparator, pixels):
     for n in range(3):
         torch.testing.assert_close(model.encode(pixels[n : n + 1])[0], tokens[n], rtol=0, atol=1e-5)
     assert (tokens[0] - tokens[1]).abs().max() > 1e-2
+
+
+@torch.inference_mode()
+def test_the_gate_decides_whose_tokens_they_are(tiny_comparator, pixels):
+    model = tiny_comparator(experts=2)
+    _, statistics = model.run_frozen(pixels, len(model.encoder.stages))
+    gate = model.mixture.gate.read[-1]
+    gate.weight.zero_()
+    readings = [reader(statistics) for reader in (model.abstractor, *model.mixture.experts)]
+    for chosen, expected in enumerate(readings):
+        gate.bias.copy_(100 * torch.eye(3)[chosen])
+        torch.testing.assert_close(model.encode(pixels), expected)
+    gate.bias.copy_(torch.tensor([0.2, 0.5, 0.3]).log())
+    blend = 0.2 * readings[0] + 0.5 * readings[1] + 0.3 * readings[2]
+    torch.testing.assert_close(model.encode(pixels), blend)
+
+
+def test_a_checkpoint_from_before_there_were_experts_has_none():
+    config = NanoConfig(DecoderConfig(layers=4), ((1, 2), (3,), (4, 5, 6)), (7, 8, 9, 10, 11))
+    values = json.loads(json.dumps(config.to_json()))
+    del values["experts"]
+    assert NanoConfig.from_json(values).experts == 0
 
 
 def test_a_config_survives_json():

@@ -144,6 +144,17 @@ def test_a_graph_of_other_weights_is_refused(tiny_comparator, reports):
         check_parity(tiny_comparator(seed=1), reports["fp32"].bundle.path)
 
 
+@torch.inference_mode()
+def test_experts_and_their_gate_are_exported(tiny_comparator, photos, tmp_path):
+    comparator = tiny_comparator(experts=1)
+    bundle = export_bundle(comparator, tmp_path / "experts", "fp32", photos[:5]).bundle
+    pixels = torch.from_numpy(np.stack([preprocess(path, comparator.config.image) for path in photos]))
+    tokens = comparator.encode(pixels)
+    np.testing.assert_allclose(run(bundle.graph("vision"), pixels=pixels)[0], tokens, atol=1e-4)
+    common = comparator.abstractor(comparator.run_frozen(pixels, 4)[1])
+    assert (common - tokens).abs().max() > 1e-2
+
+
 def test_no_weight_is_left_to_transpose_at_run_time(reports):
     for name in ("vision", "prefix", "decoder"):
         graph = onnx.load(reports["fp32"].bundle.graph(name)).graph

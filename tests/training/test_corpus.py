@@ -54,6 +54,29 @@ def test_a_table_gives_a_part_for_training_and_one_for_validation(table):
     assert "c.png" not in {item.path.name for item in corpus.items}
 
 
+def test_a_table_with_an_expert_is_a_kind_of_its_own(table, photographs):
+    other = table.parent / "other.csv"
+    other.write_text("".join(f"{line}\n" for line in (table / "labels.csv").read_text().splitlines()))
+    for name in "abcde":
+        (table.parent / f"{name}.png").write_bytes(b"")
+    tables, photos = [table, other], [photographs]
+    corpus = read_corpus(tables, photos, seed=0, distort_best=1, expert=["other"])
+    kinds = {(part.name, part.split): part.kind for part in corpus.parts}
+    assert {key for key, kind in kinds.items() if kind == 1} == {
+        ("other", "train"),
+        ("other", "val"),
+        ("other, distorted", "train"),
+    }
+    assert set(kinds.values()) == {0, 1}
+    both = read_corpus(tables, photos, seed=0, expert=["other", "rated"])
+    assert {(part.name, part.kind) for part in both.parts} == {("other", 1), ("rated", 2), ("clean", 0)}
+
+
+def test_an_expert_for_no_table_is_refused(table):
+    with pytest.raises(LabelError, match=r"No table is called 'ratde', .*; name a table\.$"):
+        read_corpus([table], [], seed=0, expert=["ratde"])
+
+
 def test_a_table_may_be_given_as_its_file(table):
     file = table.parent / "other.csv"
     file.write_text("image,mos,split\nx.png,1,train\ny.png,2,val\n")

@@ -163,6 +163,85 @@ def test_each_phase_changes_its_own_modules(fresh, corpus, tmp_path):
         assert {name for name in before if not same_tensors(before[name], after[name])} == changed
 
 
+@pytest.fixture(scope="module")
+def two_kinds(dataset, tmp_path_factory) -> Corpus:
+    """The table, and one of the same pictures in other colours, which has an expert."""
+    folder = tmp_path_factory.mktemp("other")
+    lines = (dataset / "labels.csv").read_text()
+    (folder / "labels.csv").write_text(lines)
+    for path in dataset.glob("*.png"):
+        with Image.open(path) as picture:
+            Image.merge("RGB", picture.convert("RGB").split()[::-1]).point(lambda x: x // 2).save(
+                folder / path.name
+            )
+    return read_corpus([dataset, folder], [], seed=0, expert=[folder.name])
+
+
+@pytest.fixture(scope="module")
+def with_expert(two_kinds, tiny_comparator, tmp_path_factory) -> Callable[[Path], Finetuner]:
+    """Makes the same run with an expert again and again."""
+    cache = tmp_path_factory.mktemp("features")
+
+    def make(folder: Path) -> Finetuner:
+        model = tiny_comparator(experts=1)
+        features = cached_features(model, two_kinds, RECIPE.frozen_stages, cache)
+        calibrate_abstractor(model, features)
+        recipe = replace(RECIPE, encoder_epochs=0, expert_epochs=2, decoder_epochs=1)
+        return Finetuner(model, two_kinds, features, recipe, folder)
+
+    return make
+
+
+def test_an_expert_learns_from_its_kind_alone(with_expert, two_kinds, tmp_path, monkeypatch):
+    finetuner = with_expert(tmp_path)
+    model = finetuner.model
+    finetuner.run_epoch()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = []
+    monkeypatch.setattr(
+        model.mixture.experts[0].project,
+        "forward",
+        lambda x, own=model.mixture.experts[0].project.forward: seen.append(len(x)) or own(x),
+    )
+    finetuner.begin(finetuner.recipe.phase_of(1))
+    finetuner.train_gate()
+    finetuner.run_epoch()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert all(name.startswith("mixture.") for name in changed)
+    assert {name.split(".")[1] for name in changed} == {"experts", "gate"}
+    (part,) = (part for part in two_kinds.split("train") if part.kind)
+    assert seen[: len(part.items) // 16] == [16] * (len(part.items) // 16)
+    # The gate knows both kinds' pictures.
+    statistics = torch.from_numpy(finetuner.features.statistics[0])
+    with torch.inference_mode():
+        told = model.mixture.gate(model.abstractor.standardise(statistics)).argmax(dim=1).numpy()
+    assert (told == finetuner.kinds).mean() > 0.9
+
+
+def test_a_run_with_an_expert_goes_on_where_it_was_killed(with_expert, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    with_expert(whole).run()
+    assert [row["phase"] for row in log_of(whole)] == ["probe", "experts", "experts", "decoder"]
+    for killed_in in (2, 3):
+        with monkeypatch.context() as patch:
+            run_epoch = Finetuner.run_epoch
+
+            def dies(self, epoch=killed_in, own=run_epoch):
+                if self.epoch + 1 == epoch:
+                    raise KeyboardInterrupt
+                own(self)
+
+            patch.setattr(Finetuner, "run_epoch", dies)
+            finetuner = with_expert(cut)
+            finetuner.resume()
+            with pytest.raises(KeyboardInterrupt):
+                finetuner.run()
+    finetuner = with_expert(cut)
+    finetuner.resume()
+    finetuner.run()
+    assert same_runs(whole, cut)
+
+
 def test_a_taught_decoder_follows_the_probe_across_tables(fresh, dataset, tmp_path):
     """Two tables of the same pictures: labels say nothing of pairs between them."""
     other = tmp_path / "other"
