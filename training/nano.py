@@ -12,6 +12,7 @@ import torch
 
 from compare2score.comparator.decoder import Comparison
 from compare2score.comparator.nano import NanoComparator
+from compare2score.errors import LabelError
 from compare2score.training.corpus import read_corpus
 from compare2score.training.features import FrozenFeatures, cached_features
 from compare2score.training.finetune import Finetuner
@@ -71,6 +72,8 @@ def train_nano(
     Raises:
         LabelError, ImageError, CheckpointError: in one sentence each.
     """
+    if expert and not recipe.probe_epochs + recipe.encoder_epochs:
+        raise LabelError("An expert learns by the probe; give --probe-epochs or --encoder-epochs, too.")
     out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     torch.manual_seed(recipe.seed)

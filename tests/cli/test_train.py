@@ -161,7 +161,8 @@ def test_the_run_gets_what_the_command_line_says(c2s, training, tmp_path):
     arguments = (
         "--data one two --pairs a.jsonl b.jsonl --photos clean --probe-epochs 1 --decoder-epochs 3 "
         "--batch 8 --partners 3 "
-        "--size 192 --layers 2 --comparison causal --std 0.1 --distort-best 5 --no-distil"
+        "--size 192 --layers 2 --comparison causal --std 0.1 --distort-best 5 --no-distil "
+        "--expert two --expert-epochs 6"
     )
     result = c2s(
         "train", "nano", *arguments.split(), "--seed", 7, "--encoder-rate", "1e-3", "--out", tmp_path / "run"
@@ -171,6 +172,7 @@ def test_the_run_gets_what_the_command_line_says(c2s, training, tmp_path):
     recipe = dataclasses.replace(
         Recipe(),
         probe_epochs=1,
+        expert_epochs=6,
         decoder_epochs=3,
         batch=8,
         partners=3,
@@ -180,7 +182,7 @@ def test_the_run_gets_what_the_command_line_says(c2s, training, tmp_path):
     )
     ((data, photos, out, *rest),) = training
     assert (data, photos, out) == ([Path("one"), Path("two")], [Path("clean")], tmp_path / "run")
-    assert rest == [recipe, 192, 2, "causal", [Path("a.jsonl"), Path("b.jsonl")], 0.1, 5]
+    assert rest == [recipe, 192, 2, "causal", [Path("a.jsonl"), Path("b.jsonl")], 0.1, 5, ["two"]]
 
 
 def test_a_recipe_file_sets_what_no_option_does(c2s, training, tmp_path):
@@ -188,7 +190,7 @@ def test_a_recipe_file_sets_what_no_option_does(c2s, training, tmp_path):
     file.write_text('{"size": 192, "std": 0.1, "seed": 5, "distil": false}')
     c2s("train", "nano", "--recipe", file, "--data", "one", "--seed", 7, "--out", tmp_path / "run")
     assert training[0][3] == dataclasses.replace(Recipe(), seed=7, distil=False)
-    assert training[0][4:] == (192, 2, "late", [], 0.1, 0)
+    assert training[0][4:] == (192, 2, "late", [], 0.1, 0, [])
 
 
 @pytest.mark.parametrize(
@@ -207,12 +209,11 @@ def test_a_recipe_file_that_cannot_be_used_is_one_sentence(c2s, training, tmp_pa
 def test_the_embedded_comparators_recipe_can_be_used(c2s, training, tmp_path):
     embedded = Path(recipes.__file__).parent / "embedded.json"
     c2s("train", "nano", "--recipe", embedded, "--data", "one", "--out", tmp_path / "run")
-    (recipe, size, *_, distorted) = training[0][3:]
+    (recipe, size, *_, distorted, expert) = training[0][3:]
     expected = json.loads(embedded.read_text())
-    assert {**expected, "size": size, "distort_best": distorted, **dataclasses.asdict(recipe)} == {
-        **dataclasses.asdict(recipe),
-        **expected,
-    }
+    given = {"size": size, "distort_best": distorted, "expert": expert}
+    assert {**expected, **given, **dataclasses.asdict(recipe)} == {**dataclasses.asdict(recipe), **expected}
+    assert recipe.expert_epochs > 0
 
 
 def test_json_ends_with_the_checkpoint(c2s, training, tmp_path):
@@ -254,8 +255,8 @@ def test_the_defaults_of_the_model_are_the_trainings_own(c2s, monkeypatch, tmp_p
     defaults = nano.train_nano.__defaults__
     monkeypatch.setattr(nano, "train_nano", lambda *arguments: calls.append(arguments))
     c2s("train", "nano", "--data", "one", "--out", tmp_path / "run")
-    *sizes, instructions, std, distorted = calls[0][4:]
-    assert (*sizes, tuple(instructions), std, distorted) == defaults
+    *sizes, instructions, std, distorted, expert = calls[0][4:]
+    assert (*sizes, tuple(instructions), std, distorted, tuple(expert)) == defaults
 
 
 def test_the_choices_are_the_trainings_own():

@@ -218,6 +218,13 @@ def test_an_expert_learns_from_its_kind_alone(with_expert, two_kinds, tmp_path, 
     assert (told == finetuner.kinds).mean() > 0.9
 
 
+def test_an_expert_without_a_probe_is_refused(tmp_path):
+    recipe = replace(ONLY_DECODER, expert_epochs=1)
+    with pytest.raises(LabelError, match=r"learns by the probe; give --probe-epochs"):
+        train_nano([], [], tmp_path / "run", recipe, expert=["table"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_with_an_expert_goes_on_where_it_was_killed(with_expert, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     with_expert(whole).run()
