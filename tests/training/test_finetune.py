@@ -475,7 +475,7 @@ def test_training_in_one_call_and_again(tiny_comparator, dataset, texture, tmp_p
     monkeypatch.setattr(nano, "pretrained_nano", untrained)
     out, recipe = tmp_path / "new" / "out", ONLY_DECODER
     checkpoint = train_nano([dataset], [photographs], out, recipe, size=64, layers=2, comparison="causal")
-    assert asked == [(2, 64, "causal")]
+    assert asked == [(2, 64, "causal", 0)]
     assert checkpoint == out / "checkpoint"
     weights, rows = load_comparator(checkpoint).state_dict(), log_of(out)
     assert [row["epoch"] for row in rows] == [1]
