@@ -25,7 +25,7 @@ from compare2score.pipelines.evaluate import ScoredTable, evaluate_table, image_
 from compare2score.training.distortions import split_photographs
 from compare2score.training.labels import LabelTable, read_labels
 
-PHOTOGRAPHS = 20
+PHOTOGRAPHS = 8
 
 Regressors = dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]]
 
@@ -35,12 +35,19 @@ def agreement(scores: NDArray[np.float64], mos: NDArray[np.float64]) -> dict[str
     return {"srcc": srcc(scores, mos), "plcc": plcc(scores, mos)}
 
 
+def scores_of(scorer: Scorer, images: Sequence[Path] | Sequence[NDArray[np.uint8]]) -> list[Score]:
+    """The scores of paths or RGB pixels [H, W, 3]. Raises the first ImageError: no row is left out."""
+    scores = []
+    for score in scorer.score_many(images):
+        if isinstance(score, ImageError):
+            raise score
+        scores.append(score)
+    return scores
+
+
 def scored_rows(scorer: Scorer, labels: LabelTable) -> ScoredTable:
-    """The scores of a table's images. Raises the first ImageError: a report leaves no row out."""
-    scored = score_table(labels, scorer.score_many(image_paths(labels)))
-    for error in scored.errors.values():
-        raise error
-    return scored
+    """The scores of a table's images. Raises the first ImageError."""
+    return score_table(labels, scores_of(scorer, image_paths(labels)))
 
 
 def comparator_agreement(scorer: Scorer, labels: LabelTable) -> dict[str, float]:
@@ -69,11 +76,7 @@ def evaluate_methods(
 
 def qualities(scorer: Scorer, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
     """MAP estimates q [N] of RGB pixels [H, W, 3]. Raises the first ImageError."""
-    scores = list(scorer.score_many(images))
-    for score in scores:
-        if isinstance(score, ImageError):
-            raise score
-    return np.array([score.q for score in scores if isinstance(score, Score)])
+    return np.array([score.q for score in scores_of(scorer, images)])
 
 
 def evaluate_distortions(scorer: Scorer, regressors: Regressors, photos: list[Path]) -> dict[str, Any]:

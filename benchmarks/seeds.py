@@ -64,7 +64,7 @@ def main(
         }
         for seed, scorer, scores in zip(seeds, scorers, distorted, strict=True)
     ]
-    print(write_record("seeds", {"rows": rows}, out))
+    print(write_record("seeds", {"split": split, "rows": rows}, out))
 
 
 if __name__ == "__main__":

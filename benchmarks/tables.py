@@ -92,7 +92,7 @@ def ablations(record: Record) -> str:
 
 def seeds(record: Record) -> str:
     """What runs of one recipe from different seeds reach."""
-    found = record["results"]["rows"]
+    split, found = record["results"]["split"], record["results"]["rows"]
     names = list(found[0]["srcc"])
     rows = [
         [
@@ -103,7 +103,7 @@ def seeds(record: Record) -> str:
         for row in found
     ]
     labels = (label for label, _, _ in DISTORTION_TARGETS)
-    return markdown(["seed", *(f"{name} test SRCC" for name in names), *labels], rows)
+    return markdown(["seed", *(f"{name} {split} SRCC" for name in names), *labels], rows)
 
 
 def anchor_sets(record: Record) -> str:

@@ -11,7 +11,6 @@ from compare2score.comparator.abstractor import KindGate
 from compare2score.training.recipe import warm_cosine
 
 STEPS = 6_000
-"""With a third as many, twice as many photographs pass for generated images."""
 BATCH = 64
 RATE = 1e-3
 WEIGHT_DECAY = 0.1

@@ -86,7 +86,8 @@ def test_the_mean_over_seeds_stands_with_its_spread():
 def test_a_row_a_seed():
     shares = {"unseen_pairs_right": 0.951, "clean_preferred": 0.99}
     rows = [{"seed": seed, "srcc": {"a": 0.8 + seed / 100}, "distortions": shares} for seed in (0, 1)]
-    table = TABLES["seeds"][1]({"results": {"rows": rows}})
+    table = TABLES["seeds"][1]({"results": {"split": "val", "rows": rows}})
+    assert "| seed | a val SRCC |" in table
     assert "| 0 | 0.800 | 95.1 % | 99.0 % |" in table
     assert "| 1 | 0.810 | 95.1 % | 99.0 % |" in table
 
