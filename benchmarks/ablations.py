@@ -1,6 +1,6 @@
 """What each part of the nano comparator's training brings: the same features, several seeds.
 
-    python -m compare2score.benchmarks.ablations RUN --data DIR --data DIR --photos DIR
+    python -m compare2score.benchmarks.ablations RUN --data DIR --data DIR --photos DIR --expert TABLE
 
 RUN is the folder of a whole `c2s train nano`: its cached features are used, and the encoder it tuned. Every
 row is trained anew from its own seed on top of that encoder (or of ImageNet's) on the rated images alone, and
@@ -60,9 +60,12 @@ ROWS = (
     Row("1 layer", layers=1),
     Row("4 layers", layers=4),
 )
-NO_DECODER = "no decoder: the probe's quality"
+NO_DECODER = "no decoder: the probe's quality, the gate weighs the abstractors"
+GIVEN = "no decoder, each image's abstractor given"
+SHARED = "no decoder, one abstractor for all"
 ALONE = "no decoder, a model for each table alone"
-FROZEN = "no decoder, encoder as from ImageNet"
+FROZEN = "no decoder, each image's abstractor given, encoder as from ImageNet"
+PROBED = (FROZEN, ALONE, SHARED, GIVEN, NO_DECODER)
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,19 @@ class Data:
     test: Corpus
     test_features: FrozenFeatures
 
+    @property
+    def shared(self) -> Data:
+        """The same without experts."""
+        return replace(self, corpus=of_one_kind(self.corpus), test=of_one_kind(self.test))
+
     def test_tokens(self, model: NanoComparator, items: NDArray[np.intp]) -> torch.Tensor:
         """Visual tokens [N, T, D] of test images."""
         return tokens(model, self.test_features, items)
+
+
+def of_one_kind(corpus: Corpus) -> Corpus:
+    """A corpus whose images are all the common abstractor's."""
+    return replace(corpus, parts=tuple(replace(part, kind=0) for part in corpus.parts))
 
 
 def tokens(model: NanoComparator, features: FrozenFeatures, items: NDArray[np.intp]) -> torch.Tensor:
@@ -86,26 +99,33 @@ def tokens(model: NanoComparator, features: FrozenFeatures, items: NDArray[np.in
 
 
 def probe_phase(data: Data, template: NanoComparator, seed: int, folder: Path) -> Finetuner:
-    """An abstractor and a probe trained from a seed."""
+    """Abstractors, a probe and a gate trained from a seed."""
     torch.manual_seed(seed)
-    model = pretrained_nano(1, template.config.image.size)
+    model = pretrained_nano(
+        1, template.config.image.size, experts=max(part.kind for part in data.corpus.parts)
+    )
     calibrate_abstractor(model, data.features)
     finetuner = Finetuner(
         model, data.corpus, data.features, Recipe(encoder_epochs=0, decoder_epochs=0, seed=seed), folder
     )
     finetuner.resume()
     finetuner.run()
+    if model.mixture is not None:
+        finetuner.fit_gate(model.mixture.gate)
     model.eval()
     finetuner.probe.eval()
     return finetuner
 
 
-def probe_srcc(data: Data, trained: Finetuner) -> dict[str, float]:
-    """SRCC of the probe's quality by test table."""
+def probe_srcc(data: Data, trained: Finetuner, given: bool = True) -> dict[str, float]:
+    """SRCC of the probe's quality by test table; images' kinds are given, or told by the gate."""
     found = {}
     for part in data.test.parts:
+        statistics = torch.from_numpy(data.test_features.statistics[0, part.items])
+        model = trained.model
         with torch.inference_mode():
-            quality = trained.probe(data.test_tokens(trained.model, part.items))
+            read = model.abstractors[part.kind](statistics) if given else model.tokens_from(statistics)
+            quality = trained.probe(read)
         found[part.name] = srcc(quality.double().numpy(), part.mos)
     return found
 
@@ -113,6 +133,7 @@ def probe_srcc(data: Data, trained: Finetuner) -> dict[str, float]:
 def alone_srcc(data: Data, template: NanoComparator, seed: int, folder: Path) -> dict[str, float]:
     """SRCC of a probe that has seen no other table, by test table."""
     found = {}
+    data = data.shared
     for name in [part.name for part in data.test.parts]:
         parts = tuple(part for part in data.corpus.parts if part.name == name)
         only = replace(data, corpus=replace(data.corpus, parts=parts))
@@ -121,18 +142,21 @@ def alone_srcc(data: Data, template: NanoComparator, seed: int, folder: Path) ->
 
 
 def decoder_phase(data: Data, row: Row, trained: Finetuner, seed: int, folder: Path) -> NanoComparator:
-    """A decoder trained a row's way, on the tokens of a trained abstractor and probe."""
+    """A decoder trained a row's way, on the tokens of trained abstractors, read by their probe."""
     torch.manual_seed(seed)
-    model = pretrained_nano(row.layers, trained.model.config.image.size, row.comparison)
+    config = trained.model.config
+    model = pretrained_nano(row.layers, config.image.size, row.comparison, config.experts)
     if not row.pretrained:
         for module in model.decoder.layers.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.RMSNorm):
                 module.reset_parameters()
-    model.abstractor.load_state_dict(trained.model.abstractor.state_dict())
+    own = {name: value for name, value in model.state_dict().items() if name.startswith("decoder.")}
+    model.load_state_dict(trained.model.state_dict() | own)
     recipe = replace(trained.recipe, decoder_epochs=DECODER_EPOCHS, distil=row.distil)
     finetuner = Finetuner(model, data.corpus, data.features, recipe, folder)
     finetuner.probe.load_state_dict(trained.probe.state_dict())
     finetuner.epoch = recipe.probe_epochs
+    finetuner.begin(recipe.phase_of(finetuner.epoch))
     finetuner.resume()
     finetuner.run()
     return model.eval()
@@ -194,6 +218,7 @@ def main(
     data: Annotated[list[Path], typer.Option(help="The tables it was trained on.")],
     photos: Annotated[list[Path], typer.Option(help="The photographs it was trained on.")],
     cache: Annotated[Path, typer.Option(help="Where this run's features and finished rows are kept.")],
+    expert: Annotated[list[str], typer.Option(help="As in the recipe.")],
     std: Annotated[float, typer.Option(help="As in the recipe.")] = 0.06,
     distort_best: Annotated[int, typer.Option(help="As in the recipe.")] = 60,
     seeds: Annotated[int, typer.Option(help="Of every row.")] = 3,
@@ -204,8 +229,8 @@ def main(
     keep_freed_memory()
     tuned = NanoComparator.load(run / "checkpoint")
     recipe, size = Recipe(), tuned.config.image.size
-    corpus = read_corpus(data, photos, recipe.seed, (), std, distort_best)
-    test = read_corpus(data, [], recipe.seed, (), std, splits=("test",))
+    corpus = read_corpus(data, photos, recipe.seed, (), std, distort_best, expert=expert)
+    test = read_corpus(data, [], recipe.seed, (), std, splits=("test",), expert=expert)
     rated = replace(corpus, parts=tuple(part for part in corpus.parts if part.together == 1))
     torch.manual_seed(recipe.seed)
     imagenet = pretrained_nano(1, size)
@@ -221,15 +246,18 @@ def main(
         for name, model in (("tuned", tuned), ("imagenet", imagenet))
     )
     chosen_rows = ROWS[:decoders]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in (FROZEN, ALONE, NO_DECODER)}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in PROBED}
     found |= {row.name: [] for row in chosen_rows}
     anchor_table = anchor_rows(tuned_data, tuned)
     for seed in range(seeds):
         frozen = probe_phase(imagenet_data, imagenet, seed, cache / f"runs/imagenet-{seed}")
         found[FROZEN].append(probe_srcc(imagenet_data, frozen))
         found[ALONE].append(alone_srcc(tuned_data, tuned, seed, cache / f"runs/alone-{seed}"))
+        shared = probe_phase(tuned_data.shared, tuned, seed, cache / f"runs/shared-{seed}")
+        found[SHARED].append(probe_srcc(tuned_data.shared, shared))
         trained = probe_phase(tuned_data, tuned, seed, cache / f"runs/tuned-{seed}")
-        found[NO_DECODER].append(probe_srcc(tuned_data, trained))
+        found[GIVEN].append(probe_srcc(tuned_data, trained))
+        found[NO_DECODER].append(probe_srcc(tuned_data, trained, given=False))
         for r, row in enumerate(chosen_rows):
             model = decoder_phase(tuned_data, row, trained, seed, cache / f"runs/tuned-{seed}-{r}")
             anchors = tokens(model, tuned_data.features, corpus.parts[0].anchors())

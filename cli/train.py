@@ -142,9 +142,6 @@ def nano(
     encoder_epochs: Annotated[
         int, typer.Option(metavar="N", min=0, help="Epochs of the encoder's last stages, read by the probe.")
     ] = RECIPE.encoder_epochs,
-    expert_epochs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Epochs of the experts that --expert asks for.")
-    ] = 16,
     decoder_epochs: Annotated[
         int, typer.Option(metavar="N", min=1, help="Epochs of the decoder.")
     ] = RECIPE.decoder_epochs,
@@ -193,7 +190,6 @@ def nano(
     recipe = Recipe(
         probe_epochs=probe_epochs,
         encoder_epochs=encoder_epochs,
-        expert_epochs=expert_epochs if expert else 0,
         decoder_epochs=decoder_epochs,
         batch=batch,
         partners=partners,

@@ -107,6 +107,12 @@ class NanoComparator(nn.Module):
         )
 
     @property
+    def abstractors(self) -> tuple[VisualAbstractor, ...]:
+        """By kind of image: the common one, then the experts."""
+        experts = () if self.mixture is None else self.mixture.experts
+        return (self.abstractor, *experts)
+
+    @property
     def spec(self) -> ComparatorSpec:
         """How it is asked and read."""
         config = self.config

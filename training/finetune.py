@@ -13,6 +13,7 @@ from rich.progress import track
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from compare2score.comparator.abstractor import KindGate
 from compare2score.comparator.nano import NanoComparator
 from compare2score.comparison import (
     comparison_probability,
@@ -93,18 +94,14 @@ class Finetuner:
         """Makes ready what the phase trains."""
         self.phase = phase
         self.sources = (unlabelled(self.labelled),) if phase.taught else self.labelled
-        if phase.expert:
-            self.sources = tuple(part for part in self.train_parts if part.kind)
         self.steps_per_epoch = sum(steps_of(source, self.recipe.batch) for source in self.sources)
         modules: dict[Module, nn.Module] = {
             "encoder": self.model.encoder,
-            "abstractor": self.model.abstractor,
+            "abstractor": nn.ModuleList(self.model.abstractors),
             "probe": self.probe,
             "decoder": self.model.decoder,
         }
-        if self.model.mixture is not None:
-            modules["experts"] = self.model.mixture.experts
-            self.model.mixture.gate.requires_grad_(False)
+        self.model.requires_grad_(False)
         for name, module in modules.items():
             module.requires_grad_(name in phase.rates)
         for frozen in (self.model.encoder.stem, *self.model.encoder.stages[: self.recipe.frozen_stages]):
@@ -139,17 +136,14 @@ class Finetuner:
     ) -> Tensor:
         """Visual tokens [B, T, D] of corpus items, from cached features, cropped by `crops` if given.
 
-        An expert learns from images that are all of its kind, and need no gate.
+        All of a kind, as far as a probe reads them: the gate is trained after it.
         """
         maps, statistics = self.features.of(items, variants, self.device)
         if crops is not None:
             maps = random_window(maps, self.model.cell_multiple(self.features.stages), crops)
         statistics = self.model.statistics_from(maps.to(torch.bfloat16), statistics, self.features.stages)
-        if self.phase.common:
-            return self.model.abstractor(statistics)  # type: ignore[no-any-return]
-        if self.phase.expert and self.model.training:
-            assert self.model.mixture is not None
-            return self.model.mixture.experts[self.kinds[items[0]] - 1](statistics)  # type: ignore[no-any-return]
+        if self.phase.probed:
+            return self.model.abstractors[self.kinds[items[0]]](statistics)  # type: ignore[no-any-return]
         return self.model.tokens_from(statistics)
 
     def loss(
@@ -182,14 +176,12 @@ class Finetuner:
             phase = self.recipe.phase_of(self.epoch)
             if phase != self.phase:
                 self.begin(phase)
-                if phase.expert:
-                    self.train_gate()
+                if not phase.probed and self.model.mixture is not None:
+                    self.fit_gate(self.model.mixture.gate)
             self.run_epoch()
 
-    def train_gate(self) -> None:
-        """Trains the experts' gate on all images that training sees."""
-        assert self.model.mixture is not None
-        gate = self.model.mixture.gate
+    def fit_gate(self, gate: KindGate) -> None:
+        """Trains the gate between abstractors on all images that training sees."""
         items = unlabelled(self.train_parts).items
         statistics = torch.from_numpy(self.features.statistics[:, items]).to(self.device)
         with torch.inference_mode():

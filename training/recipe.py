@@ -9,7 +9,7 @@ from typing import Literal
 ACCOUNT = "training.json"
 """Beside a checkpoint's weights: how it was trained, for the manifest of what is exported from it."""
 
-Module = Literal["encoder", "abstractor", "probe", "experts", "decoder"]
+Module = Literal["encoder", "abstractor", "probe", "decoder"]
 Adapted = Literal["decoder", "all"]
 
 
@@ -42,16 +42,6 @@ class Phase:
         """Whether a probe, and not the decoder, answers for the visual tokens' quality."""
         return "decoder" not in self.rates
 
-    @property
-    def common(self) -> bool:
-        """Whether the common abstractor alone makes the visual tokens: its experts are untrained yet."""
-        return self.probed and not self.expert
-
-    @property
-    def expert(self) -> bool:
-        """Whether experts are trained."""
-        return "experts" in self.rates
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -60,7 +50,6 @@ class Recipe:
     Attributes:
         probe_epochs: of the first phase, in which the encoder keeps its weights.
         encoder_epochs: of the second phase, which tunes the encoder's last stages.
-        expert_epochs: of the third phase, which trains the experts of kinds of images, where there are any.
         decoder_epochs: of the last phase, which trains the decoder on what the encoder now sees.
         batch: images a step, all of one part of the corpus.
         partners: how often the decoder compares each image of a batch as the first, and as the second.
@@ -76,7 +65,6 @@ class Recipe:
 
     probe_epochs: int = 16
     encoder_epochs: int = 5
-    expert_epochs: int = 0
     decoder_epochs: int = 4
     batch: int = 32
     partners: int = 2
@@ -95,9 +83,11 @@ class Recipe:
 
         An untrained head's gradients tear pretrained features apart: a few thousand images do not mend them.
         The probe is thrown away in the end. It teaches the encoder by all pairs of a batch at no cost, where
-        the decoder pays for each. An expert learns what the same probe should read in images of its kind,
-        their opinions alone. Then the probe teaches the decoder: labels only say which of two images of one
-        table is better, but anchors meet images of any kind. Without a trained probe the labels do.
+        the decoder pays for each. Then the probe teaches the decoder: labels only say which of two images of
+        one table is better, but anchors meet images of any kind. Without a trained probe the labels do.
+
+        "abstractor" means its experts, too: before the last phase each image goes to that of its own kind.
+        Only then the gate that chooses among them is trained, on what the tuned encoder shows.
         """
         rate = self.encoder_rate
         taught = self.distil and self.probe_epochs + self.encoder_epochs > 0
@@ -107,7 +97,6 @@ class Recipe:
             Phase(
                 "encoder", self.encoder_epochs, {"encoder": rate, "abstractor": 3 * rate, "probe": 3 * rate}
             ),
-            Phase("experts", self.expert_epochs, {"experts": 1e-3}),
             Phase(
                 "decoder",
                 self.decoder_epochs,

@@ -186,32 +186,34 @@ def with_expert(two_kinds, tiny_comparator, tmp_path_factory) -> Callable[[Path]
         model = tiny_comparator(experts=1)
         features = cached_features(model, two_kinds, RECIPE.frozen_stages, cache)
         calibrate_abstractor(model, features)
-        recipe = replace(RECIPE, encoder_epochs=0, expert_epochs=2, decoder_epochs=1)
-        return Finetuner(model, two_kinds, features, recipe, folder)
+        return Finetuner(model, two_kinds, features, RECIPE, folder)
 
     return make
 
 
-def test_an_expert_learns_from_its_kind_alone(with_expert, two_kinds, tmp_path, monkeypatch):
+def test_every_image_goes_to_the_abstractor_of_its_kind(with_expert, two_kinds, tmp_path):
     finetuner = with_expert(tmp_path)
     model = finetuner.model
-    finetuner.run_epoch()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    seen = []
-    monkeypatch.setattr(
-        model.mixture.experts[0].project,
-        "forward",
-        lambda x, own=model.mixture.experts[0].project.forward: seen.append(len(x)) or own(x),
-    )
-    finetuner.begin(finetuner.recipe.phase_of(1))
-    finetuner.train_gate()
     finetuner.run_epoch()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert all(name.startswith("mixture.") for name in changed)
-    assert {name.split(".")[1] for name in changed} == {"experts", "gate"}
-    (part,) = (part for part in two_kinds.split("train") if part.kind)
-    assert seen[: len(part.items) // 16] == [16] * (len(part.items) // 16)
-    # The gate knows both kinds' pictures.
+    assert {name.rpartition(".project")[0] for name in changed if ".project" in name} == {
+        "abstractor",
+        "mixture.experts.0",
+    }
+    assert not any(name.startswith(("mixture.gate", "encoder", "decoder")) for name in changed)
+    with torch.no_grad():
+        model.abstractors[1].position.fill_(torch.nan)
+    for part in two_kinds.parts:
+        tokens = finetuner.tokens_of_all(part.items)
+        assert bool(tokens.isnan().all() if part.kind else tokens.isfinite().all())
+    assert {part.kind for part in two_kinds.parts} == {0, 1}
+
+
+def test_the_gate_learns_the_kinds_before_the_decoder_needs_it(with_expert, tmp_path):
+    finetuner = with_expert(tmp_path)
+    finetuner.run()
+    model = finetuner.model
     statistics = torch.from_numpy(finetuner.features.statistics[0])
     with torch.inference_mode():
         told = model.mixture.gate(model.abstractor.standardise(statistics)).argmax(dim=1).numpy()
@@ -219,16 +221,15 @@ def test_an_expert_learns_from_its_kind_alone(with_expert, two_kinds, tmp_path, 
 
 
 def test_an_expert_without_a_probe_is_refused(tmp_path):
-    recipe = replace(ONLY_DECODER, expert_epochs=1)
     with pytest.raises(LabelError, match=r"learns by the probe; give --probe-epochs"):
-        train_nano([], [], tmp_path / "run", recipe, expert=["table"])
+        train_nano([], [], tmp_path / "run", ONLY_DECODER, expert=["table"])
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_with_an_expert_goes_on_where_it_was_killed(with_expert, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     with_expert(whole).run()
-    assert [row["phase"] for row in log_of(whole)] == ["probe", "experts", "experts", "decoder"]
+    assert [row["phase"] for row in log_of(whole)] == ["probe", "encoder", "decoder", "decoder"]
     for killed_in in (2, 3):
         with monkeypatch.context() as patch:
             run_epoch = Finetuner.run_epoch
