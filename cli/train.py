@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,25 +12,9 @@ from compare2score.cli.anchors import SPLIT_HELP, read_table
 from compare2score.cli.console import print_json, print_table, redirect_bars, remark
 from compare2score.cli.extra import extra
 from compare2score.cli.options import Json, ManyValues, examples
+from compare2score.cli.recipe_file import RecipeFile
 from compare2score.errors import LabelError
 from compare2score.training.recipe import LoraRecipe, Recipe
-
-
-def use_recipe(context: typer.Context, path: Path | None) -> Path | None:
-    """Makes a recipe file's settings the defaults of the other options. Raises LabelError."""
-    if path is None:
-        return None
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LabelError(f"{path} cannot be read as JSON; give a recipe file.") from error
-    known = {parameter.name for parameter in context.command.params}
-    unknown = sorted(set(settings) - known) if isinstance(settings, dict) else ["no object"]
-    if unknown:
-        raise LabelError(f"{path} sets {unknown[0]!r}, which is no option of this command; take it out.")
-    context.default_map = {**(context.default_map or {}), **settings}
-    return path
-
 
 group = typer.Typer(help="Train a comparator on rated images.", no_args_is_help=True)
 
@@ -126,16 +109,7 @@ def nano(
         list[str] | None,
         typer.Option(metavar="NAME...", help="Tables of another kind of images, generated ones say."),
     ] = None,
-    recipe_file: Annotated[  # noqa: ARG001  (its callback does all)
-        Path | None,
-        typer.Option(
-            "--recipe",
-            metavar="JSON",
-            is_eager=True,
-            callback=use_recipe,
-            help="File of settings by option name, which options given here overrule.",
-        ),
-    ] = None,
+    recipe_file: RecipeFile = None,  # noqa: ARG001  (its callback does all)
     probe_epochs: Annotated[
         int, typer.Option(metavar="N", min=0, help="Epochs of the abstractor, read by a probe.")
     ] = RECIPE.probe_epochs,
