@@ -99,7 +99,7 @@ def tokens(model: NanoComparator, features: FrozenFeatures, items: NDArray[np.in
 
 
 def probe_phase(data: Data, template: NanoComparator, seed: int, folder: Path) -> Finetuner:
-    """Abstractors, a probe and a gate trained from a seed."""
+    """Abstractors and a probe trained from a seed."""
     torch.manual_seed(seed)
     model = pretrained_nano(
         1, template.config.image.size, experts=max(part.kind for part in data.corpus.parts)
@@ -110,8 +110,6 @@ def probe_phase(data: Data, template: NanoComparator, seed: int, folder: Path) -
     )
     finetuner.resume()
     finetuner.run()
-    if model.mixture is not None:
-        finetuner.fit_gate(model.mixture.gate)
     model.eval()
     finetuner.probe.eval()
     return finetuner
@@ -257,6 +255,7 @@ def main(
         found[SHARED].append(probe_srcc(tuned_data.shared, shared))
         trained = probe_phase(tuned_data, tuned, seed, cache / f"runs/tuned-{seed}")
         found[GIVEN].append(probe_srcc(tuned_data, trained))
+        trained.fit_gate()
         found[NO_DECODER].append(probe_srcc(tuned_data, trained, given=False))
         for r, row in enumerate(chosen_rows):
             model = decoder_phase(tuned_data, row, trained, seed, cache / f"runs/tuned-{seed}-{r}")

@@ -13,7 +13,6 @@ from rich.progress import track
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from compare2score.comparator.abstractor import KindGate
 from compare2score.comparator.nano import NanoComparator
 from compare2score.comparison import (
     comparison_probability,
@@ -101,7 +100,7 @@ class Finetuner:
             "probe": self.probe,
             "decoder": self.model.decoder,
         }
-        self.model.requires_grad_(False)
+        self.model.requires_grad_(False)  # the gate, too, which no phase trains
         for name, module in modules.items():
             module.requires_grad_(name in phase.rates)
         for frozen in (self.model.encoder.stem, *self.model.encoder.stages[: self.recipe.frozen_stages]):
@@ -176,12 +175,15 @@ class Finetuner:
             phase = self.recipe.phase_of(self.epoch)
             if phase != self.phase:
                 self.begin(phase)
-                if not phase.probed and self.model.mixture is not None:
-                    self.fit_gate(self.model.mixture.gate)
+                if not phase.probed:
+                    self.fit_gate()
             self.run_epoch()
 
-    def fit_gate(self, gate: KindGate) -> None:
-        """Trains the gate between abstractors on all images that training sees."""
+    def fit_gate(self) -> None:
+        """Trains the gate between abstractors, if there are experts, on all images that training sees."""
+        if self.model.mixture is None:
+            return
+        gate = self.model.mixture.gate
         items = unlabelled(self.train_parts).items
         statistics = torch.from_numpy(self.features.statistics[:, items]).to(self.device)
         with torch.inference_mode():
