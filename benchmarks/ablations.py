@@ -9,6 +9,8 @@ scored on the test rows in torch, as the runtime scores.
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,11 +63,12 @@ ROWS = (
     Row("4 layers", layers=4),
 )
 NO_DECODER = "no decoder: the probe's quality, the gate weighs the abstractors"
+NONE_ASTRAY = "no decoder: the probe's quality, the gate weighs the abstractors, no image goes astray"
 GIVEN = "no decoder, each image's abstractor given"
 SHARED = "no decoder, one abstractor for all"
 ALONE = "no decoder, a model for each table alone"
 FROZEN = "no decoder, each image's abstractor given, encoder as from ImageNet"
-PROBED = (FROZEN, ALONE, SHARED, GIVEN, NO_DECODER)
+PROBED = (FROZEN, ALONE, SHARED, GIVEN, NONE_ASTRAY, NO_DECODER)
 
 
 @dataclass(frozen=True)
@@ -92,22 +95,26 @@ def of_one_kind(corpus: Corpus) -> Corpus:
     return replace(corpus, parts=tuple(replace(part, kind=0) for part in corpus.parts))
 
 
+pretrained = functools.cache(pretrained_nano)
+"""Reading the decoder's weights takes longer than some rows; what it returns is not to be changed."""
+
+
 def tokens(model: NanoComparator, features: FrozenFeatures, items: NDArray[np.intp]) -> torch.Tensor:
     """Visual tokens [N, T, D] from completed features."""
     with torch.inference_mode():
         return model.tokens_from(torch.from_numpy(features.statistics[0, items]))
 
 
-def probe_phase(data: Data, template: NanoComparator, seed: int, folder: Path) -> Finetuner:
+def probe_phase(
+    data: Data, template: NanoComparator, seed: int, folder: Path, stray: float = Recipe.stray
+) -> Finetuner:
     """Abstractors and a probe trained from a seed."""
     torch.manual_seed(seed)
-    model = pretrained_nano(
-        1, template.config.image.size, experts=max(part.kind for part in data.corpus.parts)
-    )
+    # Features are completed and no decoder is asked: nothing pretrained is needed.
+    model = NanoComparator(replace(template.config, experts=max(part.kind for part in data.corpus.parts)))
     calibrate_abstractor(model, data.features)
-    finetuner = Finetuner(
-        model, data.corpus, data.features, Recipe(encoder_epochs=0, decoder_epochs=0, seed=seed), folder
-    )
+    recipe = Recipe(encoder_epochs=0, decoder_epochs=0, stray=stray, seed=seed)
+    finetuner = Finetuner(model, data.corpus, data.features, recipe, folder)
     finetuner.resume()
     finetuner.run()
     model.eval()
@@ -143,13 +150,14 @@ def decoder_phase(data: Data, row: Row, trained: Finetuner, seed: int, folder: P
     """A decoder trained a row's way, on the tokens of trained abstractors, read by their probe."""
     torch.manual_seed(seed)
     config = trained.model.config
-    model = pretrained_nano(row.layers, config.image.size, row.comparison, config.experts)
+    model = copy.deepcopy(pretrained(row.layers, config.image.size, row.comparison, config.experts))
     if not row.pretrained:
         for module in model.decoder.layers.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.RMSNorm):
                 module.reset_parameters()
-    own = {name: value for name, value in model.state_dict().items() if name.startswith("decoder.")}
-    model.load_state_dict(trained.model.state_dict() | own)
+    trained_weights = trained.model.state_dict().items()
+    read = {name: value for name, value in trained_weights if not name.startswith("decoder.")}
+    model.load_state_dict({**model.state_dict(), **read})
     recipe = replace(trained.recipe, decoder_epochs=DECODER_EPOCHS, distil=row.distil)
     finetuner = Finetuner(model, data.corpus, data.features, recipe, folder)
     finetuner.probe.load_state_dict(trained.probe.state_dict())
@@ -231,7 +239,7 @@ def main(
     test = read_corpus(data, [], recipe.seed, (), std, splits=("test",), expert=expert)
     rated = replace(corpus, parts=tuple(part for part in corpus.parts if part.together == 1))
     torch.manual_seed(recipe.seed)
-    imagenet = pretrained_nano(1, size)
+    imagenet = pretrained(1, size)
     cached = cached_features(imagenet, corpus, recipe.frozen_stages, run / "features")
     test_cached = cached_features(imagenet, test, recipe.frozen_stages, cache / "test")
     tuned_data, imagenet_data = (
@@ -253,6 +261,9 @@ def main(
         found[ALONE].append(alone_srcc(tuned_data, tuned, seed, cache / f"runs/alone-{seed}"))
         shared = probe_phase(tuned_data.shared, tuned, seed, cache / f"runs/shared-{seed}")
         found[SHARED].append(probe_srcc(tuned_data.shared, shared))
+        apart = probe_phase(tuned_data, tuned, seed, cache / f"runs/apart-{seed}", stray=0)
+        apart.fit_gate()
+        found[NONE_ASTRAY].append(probe_srcc(tuned_data, apart, given=False))
         trained = probe_phase(tuned_data, tuned, seed, cache / f"runs/tuned-{seed}")
         found[GIVEN].append(probe_srcc(tuned_data, trained))
         trained.fit_gate()
