@@ -90,8 +90,7 @@ class Recipe:
         one table is better, but anchors meet images of any kind. Without a trained probe the labels do.
 
         "abstractor" means its experts, too: before the last phase each image goes to that of its own kind,
-        but for the strays. Only then the gate that chooses among them is trained, on what the tuned encoder
-        shows.
+        but for the strays. Only then the gate that chooses among them is trained, on what the tuned encoder shows.
         """
         rate = self.encoder_rate
         taught = self.distil and self.probe_epochs + self.encoder_epochs > 0
