@@ -132,15 +132,6 @@ def nano(
     decoder_rate: Annotated[
         float, typer.Option(metavar="X", help="Learning rate of the decoder.")
     ] = RECIPE.decoder_rate,
-    stray: Annotated[
-        float,
-        typer.Option(
-            metavar="X",
-            min=0,
-            max=1,
-            help="Share of the rarest kind's images that another's abstractor reads.",
-        ),
-    ] = RECIPE.stray,
     distil: Annotated[
         bool, typer.Option(help="Have the probe teach the decoder, and not the labels.")
     ] = RECIPE.distil,
@@ -179,7 +170,6 @@ def nano(
         frozen_stages=frozen_stages,
         encoder_rate=encoder_rate,
         decoder_rate=decoder_rate,
-        stray=stray,
         distil=distil,
         weight_decay=weight_decay,
         seed=seed,

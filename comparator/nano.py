@@ -162,14 +162,6 @@ class NanoComparator(nn.Module):
             return self.abstractor(statistics)  # type: ignore[no-any-return]
         return self.mixture(self.abstractor, statistics)  # type: ignore[no-any-return]
 
-    def tokens_by(self, readers: Tensor, statistics: Tensor) -> Tensor:
-        """Visual tokens as `tokens_from`, but of each image by the abstractor of index `readers` [N]."""
-        order = torch.argsort(readers, stable=True)
-        counts = torch.bincount(readers, minlength=len(self.abstractors)).tolist()
-        groups = statistics[order].split(counts)
-        tokens = [reader(group) for reader, group in zip(self.abstractors, groups, strict=True)]
-        return torch.cat(tokens)[torch.argsort(order)]
-
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Visual tokens [N, T, D] of preprocessed images [N, 3, S, S]."""
         stages = len(self.encoder.stages) - 1

@@ -85,9 +85,6 @@ class Finetuner:
         self.kinds = np.zeros(len(corpus.items), dtype=np.intp)
         for part in corpus.parts:
             self.kinds[part.items] = part.kind
-        seen = np.bincount(self.kinds[unlabelled(self.labelled).items], minlength=len(self.model.abstractors))
-        # As many of every kind, so that the strays of a frequent one do not crowd a rare one's abstractor.
-        self.stray_rates = recipe.stray * seen.min() / np.maximum(seen, 1)
         self.epoch = 0
         self.completed: FrozenFeatures | None = None
         self.begin(recipe.phase_of(0))
@@ -134,42 +131,28 @@ class Finetuner:
         return warm_cosine(step, max(1, self.phase.epochs * self.steps_per_epoch), self.recipe.warmup)
 
     def tokens(
-        self, items: np.ndarray, variants: np.ndarray, chance: np.random.Generator | None = None
+        self, items: np.ndarray, variants: np.ndarray, crops: np.random.Generator | None = None
     ) -> Tensor:
-        """Visual tokens [B, T, D] of corpus items, from cached features.
+        """Visual tokens [B, T, D] of corpus items, from cached features, cropped by `crops` if given.
 
-        By `chance`, if given, they are of a window of the images, and some images go astray: each is read by
-        the abstractor of its own kind as long as a probe reads the tokens, for the gate is trained after it.
+        All of a kind, as far as a probe reads them: the gate is trained after it.
         """
         maps, statistics = self.features.of(items, variants, self.device)
-        if chance is not None:
-            maps = random_window(maps, self.model.cell_multiple(self.features.stages), chance)
+        if crops is not None:
+            maps = random_window(maps, self.model.cell_multiple(self.features.stages), crops)
         statistics = self.model.statistics_from(maps.to(torch.bfloat16), statistics, self.features.stages)
-        if not self.phase.probed:
-            return self.model.tokens_from(statistics)
-        readers = self.kinds[items] if chance is None else self.astray(self.kinds[items], chance)
-        return self.model.tokens_by(torch.from_numpy(readers).to(self.device), statistics)
-
-    def astray(self, kinds: np.ndarray, chance: np.random.Generator) -> np.ndarray:
-        """Whose abstractor reads each image [B]: that of its own kind, or by chance another one's.
-
-        The gate will mistake some images' kinds, whose abstractor should have seen the like; pairs of images
-        read by different ones bring the abstractors to one scale, too.
-        """
-        count = len(self.stray_rates)
-        if count == 1:
-            return kinds
-        others = (kinds + chance.integers(1, count, len(kinds))) % count
-        return np.where(chance.random(len(kinds)) < self.stray_rates[kinds], others, kinds)
+        if self.phase.probed:
+            return self.model.abstractors[self.kinds[items[0]]](statistics)  # type: ignore[no-any-return]
+        return self.model.tokens_from(statistics)
 
     def loss(
-        self, batch: PairBatch, variants: np.ndarray, chance: np.random.Generator | None = None
+        self, batch: PairBatch, variants: np.ndarray, crops: np.random.Generator | None = None
     ) -> Tensor:
         """How far the answers are from the batch's targets: the decoder's levels, or the probe's order."""
         first, second = (torch.from_numpy(index).to(self.device) for index in (batch.first, batch.second))
         targets = torch.from_numpy(batch.targets).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
-            tokens = self.tokens(batch.items, variants, chance)
+            tokens = self.tokens(batch.items, variants, crops)
             if self.phase.probed:
                 quality = self.probe(tokens)
                 return ordinal_loss(quality[first] - quality[second], targets)

@@ -55,8 +55,6 @@ class Recipe:
         partners: how often the decoder compares each image of a batch as the first, and as the second.
         frozen_stages: encoder stages, from the first, that always keep their weights and are cached.
         encoder_rate, decoder_rate: AdamW's peak learning rates in the phase of that name.
-        stray: share of the rarest kind's images that another kind's abstractor reads before there is a gate;
-            as many of every other kind's do so, too.
         distil: whether the decoder learns what the probe makes of any two images, those of different tables,
             too, and not the labels.
         weight_decay: AdamW's.
@@ -73,7 +71,6 @@ class Recipe:
     frozen_stages: int = 3
     encoder_rate: float = 3e-5
     decoder_rate: float = 2e-4
-    stray: float = 0.1
     distil: bool = True
     weight_decay: float = 0.02
     clip: float = 1.0
@@ -89,8 +86,8 @@ class Recipe:
         the decoder pays for each. Then the probe teaches the decoder: labels only say which of two images of
         one table is better, but anchors meet images of any kind. Without a trained probe the labels do.
 
-        "abstractor" means its experts, too: before the last phase each image goes to that of its own kind,
-        but for the strays. Only then the gate that chooses among them is trained, on what the tuned encoder shows.
+        "abstractor" means its experts, too: before the last phase each image goes to that of its own kind.
+        Only then the gate that chooses among them is trained, on what the tuned encoder shows.
         """
         rate = self.encoder_rate
         taught = self.distil and self.probe_epochs + self.encoder_epochs > 0

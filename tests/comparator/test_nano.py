@@ -69,17 +69,6 @@ def test_the_gate_decides_whose_tokens_they_are(tiny_comparator, pixels):
     torch.testing.assert_close(model.encode(pixels), blend)
 
 
-@torch.inference_mode()
-def test_tokens_by_a_named_abstractor_are_its_own(tiny_comparator, pixels):
-    model = tiny_comparator(experts=2)
-    _, statistics = model.run_frozen(pixels, len(model.encoder.stages))
-    readers = [2, 0, 1]
-    tokens = model.tokens_by(torch.tensor(readers), statistics)
-    for n, reader in enumerate(readers):
-        own = model.abstractors[reader](statistics[n : n + 1])[0]
-        torch.testing.assert_close(tokens[n], own, rtol=0, atol=1e-6)
-
-
 def test_a_checkpoint_from_before_there_were_experts_has_none():
     config = NanoConfig(DecoderConfig(layers=4), ((1, 2), (3,), (4, 5, 6)), (7, 8, 9, 10, 11))
     values = json.loads(json.dumps(config.to_json()))

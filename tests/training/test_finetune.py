@@ -210,33 +210,6 @@ def test_every_image_goes_to_the_abstractor_of_its_kind(with_expert, two_kinds, 
     assert {part.kind for part in two_kinds.parts} == {0, 1}
 
 
-def test_as_many_of_each_kind_go_astray(two_kinds, with_expert, tmp_path):
-    whole = with_expert(tmp_path)
-    # With half of its images the second kind is the rarer one.
-    parts = [
-        replace(part, items=part.items[::2], mos=part.mos[::2]) if part.kind else part
-        for part in two_kinds.parts
-    ]
-    corpus, recipe = replace(two_kinds, parts=tuple(parts)), replace(RECIPE, stray=0.2)
-    finetuner = Finetuner(whole.model, corpus, whole.cached, recipe, tmp_path)
-    kinds = np.repeat([0, 1], 20_000)
-    moved = finetuner.astray(kinds, np.random.default_rng(0)) != kinds
-    assert moved[kinds == 1].mean() == pytest.approx(0.2, abs=0.01)
-    assert moved[kinds == 0].mean() == pytest.approx(0.1, abs=0.01)
-
-
-@torch.no_grad()
-def test_images_go_astray_in_training_alone(two_kinds, with_expert, tmp_path):
-    finetuner = with_expert(tmp_path)
-    finetuner.stray_rates[:] = 1
-    finetuner.model.abstractors[1].position.fill_(torch.nan)
-    for part in two_kinds.split("train"):
-        items, variants = part.items[:8], np.zeros(8, dtype=np.intp)
-        assert bool(finetuner.tokens(items, variants).isnan().all()) == (part.kind == 1)
-        trained_on = finetuner.tokens(items, variants, np.random.default_rng(0))
-        assert bool(trained_on.isnan().all()) == (part.kind == 0)
-
-
 def test_the_gate_learns_the_kinds_before_the_decoder_needs_it(with_expert, tmp_path):
     finetuner = with_expert(tmp_path)
     finetuner.run()
