@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import json
 
-import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from blurred_table import write_blurred_table
 
 pytest.importorskip("torch", reason="the ablations train")
 
@@ -18,22 +17,13 @@ from compare2score.training.recipe import Recipe
 SPLITS = ["train"] * 24 + ["val"] * 16 + ["test"] * 8
 
 
-def write_table(folder, texture, first):
-    """Pictures, the more blurred the worse, in a random order."""
-    folder.mkdir()
-    radii = np.random.default_rng(first).permutation(np.linspace(0, 3, len(SPLITS)))
-    rows = ["image,mos,std,split"]
-    for i, (radius, split) in enumerate(zip(radii.tolist(), SPLITS, strict=True)):
-        picture = Image.fromarray(texture(first + i)).filter(ImageFilter.GaussianBlur(radius))
-        picture.save(folder / f"{i}.png")
-        rows.append(f"{i}.png,{100 - 30 * radius},5,{split}")
-    (folder / "labels.csv").write_text("\n".join(rows))
-    return folder
-
-
 @pytest.fixture
 def tables(tmp_path, texture):
-    return [write_table(tmp_path / name, texture, first) for name, first in (("taken", 0), ("made", 100))]
+    folders = [tmp_path / "taken", tmp_path / "made"]
+    for i, folder in enumerate(folders):
+        folder.mkdir()
+        write_blurred_table(folder, texture, SPLITS, first=100 * i)
+    return folders
 
 
 @pytest.fixture

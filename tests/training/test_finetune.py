@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from blurred_table import write_blurred_table
+from PIL import Image
 from same_tensors import same_tensors
 from scipy.optimize import minimize
 from scipy.stats import norm, spearmanr
@@ -59,15 +60,8 @@ def _on_the_processor():
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory, texture) -> Path:
     """Pictures blurred by up to 3 pixels, labelled by it; every fourth is for validation."""
-    folder = tmp_path_factory.mktemp("blurred")
-    rows = ["image,mos,std,split"]
-    radii = np.random.default_rng(0).permutation(np.linspace(0, 3, TRAIN + VAL))
-    for i, radius in enumerate(radii.tolist()):
-        picture = Image.fromarray(texture(i)).filter(ImageFilter.GaussianBlur(radius))
-        picture.save(folder / f"{i}.png")
-        rows.append(f"{i}.png,{100 - 30 * radius},5,{'train' if i % 4 else 'val'}")
-    (folder / "labels.csv").write_text("\n".join(rows))
-    return folder
+    splits = ["train" if i % 4 else "val" for i in range(TRAIN + VAL)]
+    return write_blurred_table(tmp_path_factory.mktemp("blurred"), texture, splits)
 
 
 @pytest.fixture(scope="module")

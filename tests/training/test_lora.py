@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from blurred_table import write_blurred_table
 from chat_checkpoint import save_chat_checkpoint
-from PIL import Image, ImageFilter
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from same_tensors import same_tensors
 
@@ -60,13 +61,8 @@ def bases(owl_checkpoint, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, texture) -> dict[str, Path]:
     """Instructions to train and to validate on, about pictures labelled by how far they are blurred."""
-    folder = tmp_path_factory.mktemp("blurred")
-    rows = ["image,mos,std,split"]
-    for i, radius in enumerate(np.random.default_rng(0).permutation(np.linspace(0, 3, 16)).tolist()):
-        picture = Image.fromarray(texture(i)).filter(ImageFilter.GaussianBlur(radius))
-        picture.save(folder / f"{i}.png")
-        rows.append(f"{i}.png,{100 - 30 * radius},10,{'train' if i % 4 else 'val'}")
-    (folder / "labels.csv").write_text("\n".join(rows))
+    splits = ["train" if i % 4 else "val" for i in range(16)]
+    folder = write_blurred_table(tmp_path_factory.mktemp("blurred"), texture, splits, std=10)
     written = {}
     for split, count in (("train", PAIRS), ("val", VAL)):
         table = read_labels(folder / "labels.csv", split=split)
